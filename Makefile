@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up all they need: a private .venv from hash-locked requirements.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve check test test-full lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+setup: $(STAMP)  ## the private environment, from requirements.lock
+
+demo: setup  ## a whole sweep on real images in a few minutes
+	$(BIN)/care-sweep demo
+
+serve: setup  ## the service, a runner and a local Ray with its dashboard
+	$(BIN)/care-sweep serve
+
+check: setup  ## format, lint, types, import contracts, fast unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m "not (ray or slow or gpu or containers or full)"
+
+test: setup  ## every test but those of test-full
+	$(BIN)/pytest -q -m "not (gpu or containers or full)"
+
+test-full: setup  ## chaos, fuzzing, scale, containers, long README commands
+	$(BIN)/pytest -q -m "full or containers" --timeout 3600
+
+lock: setup  ## resolve requirements.lock again
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml --output-file requirements.lock
+
+clean:  ## the environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

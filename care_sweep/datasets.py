@@ -1,0 +1,70 @@
+"""Which images does a dataset name mean, and may they be read?
+
+A leaf that needs no torch, so that the service can refuse a sweep whose images are not there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from care_sweep.errors import DatasetError
+
+__all__ = ["DATASET_FORMS", "DatasetSource", "locate"]
+
+_TORCHVISION = {  # the file or folder that torchvision leaves once it has downloaded the set
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "stl10": "stl10_binary",
+}
+DATASET_FORMS = ("cifar10-mini", *_TORCHVISION, "folder:PATH", "parquet:PATH")
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A dataset that is there: `path` is None for the bundled one, torchvision's root for its sets."""
+
+    name: str
+    kind: Literal["bundled", "torchvision", "folder", "parquet"]
+    path: Path | None
+
+
+def locate(
+    name: str, *, download_directory: Path, roots: Sequence[Path] | None, download: bool = False
+) -> DatasetSource:
+    """Find the images that `name` means.
+
+    Args:
+        name: one of `DATASET_FORMS`.
+        download_directory: where torchvision's sets are kept.
+        roots: folders that a path must lie under after links are followed; None allows every path.
+        download: torchvision's sets need not be there yet.
+
+    Raises:
+        DatasetError: the name has no meaning, the path lies outside the roots, or nothing is there.
+    """
+    if name == "cifar10-mini":
+        return DatasetSource(name, "bundled", None)
+    if name in _TORCHVISION:
+        if not download and not (download_directory / _TORCHVISION[name]).exists():
+            raise DatasetError(
+                f"dataset {name!r} is not in {download_directory}; "
+                "`care-sweep train --download` fetches it, or use cifar10-mini, which is bundled"
+            )
+        return DatasetSource(name, "torchvision", download_directory)
+    kind, separator, text = name.partition(":")
+    if not separator or not text or kind not in ("folder", "parquet"):
+        raise DatasetError(f"unknown dataset {name!r}; use one of {', '.join(DATASET_FORMS)}")
+    path = Path(text).expanduser()
+    if roots is not None and not path.is_absolute():
+        path = next((root / path for root in roots if (root / path).exists()), path)
+    path = path.resolve()
+    if roots is not None and not any(path.is_relative_to(root.resolve()) for root in roots):
+        allowed = ", ".join(str(root) for root in roots) or "none"
+        raise DatasetError(
+            f"dataset {name!r} lies outside the data roots ({allowed}); "
+            "move it there, or have the operator add its folder to CARE_SWEEP_DATA_ROOTS"
+        )
+    if not path.exists():
+        raise DatasetError(f"dataset {name!r}: there is no {path}")
+    return DatasetSource(name, "folder" if kind == "folder" else "parquet", path)

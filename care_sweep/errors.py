@@ -1,0 +1,103 @@
+"""What can go wrong, as one tree.
+
+CareSweepError
+├── InvalidDocument        a document that cannot be accepted: every problem, with its place, value and remedy
+├── DatasetError           images that are missing, unreadable or unfit for training
+├── CheckpointError        a checkpoint that is missing, damaged or of another format
+├── TrialDiverged          a training loss that is no longer finite
+├── NotFound               no such sweep, trial, space or checkpoint
+├── Conflict               the request does not fit the present state
+├── LeaseLost              another driver owns the sweep now; nothing was written
+├── DatabaseError          the database is too new, damaged or out of reach
+└── ServiceError           the client's view of a refusal or of a service out of reach
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = [
+    "CareSweepError",
+    "CheckpointError",
+    "Conflict",
+    "DatabaseError",
+    "DatasetError",
+    "InvalidDocument",
+    "LeaseLost",
+    "NotFound",
+    "Problem",
+    "ServiceError",
+    "TrialDiverged",
+]
+
+
+class CareSweepError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a document.
+
+    `pointer` is a JSON pointer (RFC 6901) into the document, `value` what stood there (shortened, as text),
+    `detail` one sentence on what is wrong and what would work.
+    """
+
+    pointer: str
+    detail: str
+    value: str | None = None
+
+    def __str__(self) -> str:
+        received = "" if self.value is None else f" (received {self.value})"
+        return f"{self.pointer or '/'}: {self.detail}{received}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class InvalidDocument(CareSweepError, ValueError):  # noqa: N818  (the public names read as sentences)
+    """A document was refused; `problems` lists everything that is wrong with it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class DatasetError(CareSweepError, ValueError):
+    """Images that are missing, unreadable or unfit; the message names the file and what would work."""
+
+
+class CheckpointError(CareSweepError, ValueError):
+    """A checkpoint that is missing, damaged or of a format this version cannot read."""
+
+
+class TrialDiverged(CareSweepError, ArithmeticError):  # noqa: N818
+    """The loss is no longer finite; raised before the optimiser moves."""
+
+
+class NotFound(CareSweepError, LookupError):  # noqa: N818
+    """There is no such thing, or it is not yours: the two look the same."""
+
+
+class Conflict(CareSweepError):  # noqa: N818
+    """The request is well-formed but does not fit the present state."""
+
+
+class LeaseLost(CareSweepError):  # noqa: N818
+    """The fencing token is no longer the sweep's: another driver owns it, and nothing was written."""
+
+
+class DatabaseError(CareSweepError):
+    """The database is of a newer schema, damaged, or out of reach."""
+
+
+class ServiceError(CareSweepError):
+    """The service refused a request or could not be reached.
+
+    `status` is the HTTP status (None when no answer came), `problems` the places it pointed at.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, problems: Sequence[Problem] = ()) -> None:
+        self.status = status
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *map(str, self.problems)]))
