@@ -7,6 +7,7 @@ CareSweepError
 ├── TrialDiverged          a training loss that is no longer finite
 ├── NotFound               no such sweep, trial, space or checkpoint
 ├── Conflict               the request does not fit the present state
+├── IdempotencyKeyReused   an Idempotency-Key that came with another body before
 ├── LeaseLost              another driver owns the sweep now; nothing was written
 ├── DatabaseError          the database is too new, damaged or out of reach
 └── ServiceError           the client's view of a refusal or of a service out of reach
@@ -22,6 +23,7 @@ __all__ = [
     "Conflict",
     "DatabaseError",
     "DatasetError",
+    "IdempotencyKeyReused",
     "InvalidDocument",
     "LeaseLost",
     "NotFound",
@@ -81,6 +83,10 @@ class NotFound(CareSweepError, LookupError):  # noqa: N818
 
 class Conflict(CareSweepError):  # noqa: N818
     """The request is well-formed but does not fit the present state."""
+
+
+class IdempotencyKeyReused(CareSweepError):  # noqa: N818
+    """An Idempotency-Key names one request; this one came with another body before."""
 
 
 class LeaseLost(CareSweepError):  # noqa: N818

@@ -1,0 +1,27 @@
+"""What must not be lost: sweeps, trials, measurements, events and leases, in one SQL database."""
+
+from care_sweep.store.database import open_database
+from care_sweep.store.lease import Lease
+from care_sweep.store.records import (
+    AttemptRecord,
+    ClusterRecord,
+    EventRecord,
+    MeasurementRecord,
+    Page,
+    SweepRecord,
+    TrialRecord,
+)
+from care_sweep.store.sweeps import Store
+
+__all__ = [
+    "AttemptRecord",
+    "ClusterRecord",
+    "EventRecord",
+    "Lease",
+    "MeasurementRecord",
+    "Page",
+    "Store",
+    "SweepRecord",
+    "TrialRecord",
+    "open_database",
+]

@@ -1,0 +1,111 @@
+"""How the database is opened, made durable and brought to this version's schema."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
+from care_sweep.errors import DatabaseError
+from care_sweep.store.schema import SCHEMA_VERSION
+
+__all__ = ["open_database", "reading", "writing"]
+
+_BUSY_SECONDS = 30
+
+
+def open_database(url: str) -> Engine:
+    """An engine on `url` with the newest schema; an empty database is set up, an older one migrated.
+
+    SQLite runs in WAL with synchronous=FULL: a commit that returned survives a power cut.
+
+    Raises:
+        DatabaseError: the URL is unusable, the database out of reach, or its schema newer than this program.
+    """
+    try:
+        address = make_url(url)
+        if address.get_backend_name() == "sqlite" and address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(address, json_serializer=_strict_json, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            _make_sqlite_durable(engine)
+        with writing(engine) as connection:
+            _upgrade(connection)
+    except (ArgumentError, OSError, OperationalError) as error:
+        raise DatabaseError(f"the database {_without_password(url)} cannot be opened: {error}") from error
+    return engine
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that writes. On SQLite it takes the write lock at once: reading first would fail."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.execution_options(care_sweep_begin="BEGIN IMMEDIATE")
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One consistent snapshot."""
+    with engine.connect() as connection, connection.begin():
+        yield connection
+
+
+def _make_sqlite_durable(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("care_sweep_begin", "BEGIN"))
+
+
+def _upgrade(connection: Connection) -> None:
+    """Migrate inside the caller's transaction; a second process waits for it and then finds it done."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(7281992)"))
+    found = _schema_version(connection)
+    if found == SCHEMA_VERSION:
+        return
+    if found is not None and found > SCHEMA_VERSION:
+        raise DatabaseError(
+            f"the database has schema {found}, this program knows {SCHEMA_VERSION}: "
+            "install the newer care-sweep, or restore a backup from before the upgrade"
+        )
+    from alembic import command  # noqa: PLC0415  (0.4 s that only a migration should cost)
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except SQLAlchemyError as error:
+        raise DatabaseError(f"the migration from schema {found} failed: {error}") from error
+
+
+def _schema_version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return version
+
+
+def _strict_json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return repr(url)

@@ -1,0 +1,191 @@
+"""Who may write a sweep's trials: the holder of its newest fencing token, and what it may write."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from care_sweep.errors import LeaseLost
+from care_sweep.spec import CheckpointReference, Measurement, Scalar, SweepState, TrialState
+from care_sweep.store.database import writing
+from care_sweep.store.schema import attempts, events, measurements, sweeps, trials
+
+__all__ = ["Lease", "add_event", "finish"]
+
+_OPEN = (TrialState.WAITING, TrialState.RUNNING)
+
+
+class Lease:
+    """The right to write one sweep, held by its token.
+
+    The first statement of every transaction moves the sweep's counter where the token still fits: the
+    database itself refuses a stale holder, and every write is a sign of life. Each method raises `LeaseLost`,
+    having written nothing, once another driver has claimed the sweep or the sweep has ended.
+    """
+
+    def __init__(self, engine: Engine, sweep_id: str, token: int, clock: Callable[[], float]) -> None:
+        self.sweep_id = sweep_id
+        self.token = token
+        self._engine = engine
+        self._clock = clock
+
+    def renew(self) -> SweepState:
+        """Give a sign of life; answers the state, which may have become STOPPING."""
+        with self._fenced() as connection:
+            state = connection.execute(
+                select(sweeps.c.state).where(sweeps.c.id == self.sweep_id)
+            ).scalar_one()
+            return SweepState(state)
+
+    def start_attempt(
+        self, number: int, attempt: int, parameters: Mapping[str, Scalar], *, is_baseline: bool
+    ) -> None:
+        """A trial begins, for the first time (attempt 1, which creates it) or again."""
+        now = self._clock()
+        with self._fenced() as connection:
+            change = {"state": TrialState.RUNNING, "attempt": attempt}
+            if attempt == 1:
+                row = {"parameters": dict(parameters), "is_baseline": is_baseline, "started_at": now}
+                connection.execute(
+                    insert(trials).values(sweep_id=self.sweep_id, number=number, **row, **change)
+                )
+            else:
+                changed = connection.execute(
+                    update(trials)
+                    .where(self._trial(number))
+                    .values(change | {"reason": None, "message": None})
+                )
+                assert changed.rowcount == 1, f"trial {number} is not open"
+            connection.execute(
+                insert(attempts).values(
+                    sweep_id=self.sweep_id, trial_number=number, attempt=attempt, started_at=now
+                )
+            )
+            add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
+
+    def record(self, number: int, attempt: int, measurement: Measurement) -> None:
+        """Keep what one epoch reported. Epochs of a trial are recorded once and in order."""
+        now = self._clock()
+        with self._fenced() as connection:
+            changed = connection.execute(
+                update(trials)
+                .where(self._trial(number), trials.c.attempt == attempt)
+                .where(trials.c.last_epoch == measurement.epoch - 1)
+                .values(last_epoch=measurement.epoch)
+            )
+            assert changed.rowcount == 1, f"trial {number} cannot take epoch {measurement.epoch}"
+            connection.execute(
+                insert(measurements).values(
+                    sweep_id=self.sweep_id,
+                    trial_number=number,
+                    epoch=measurement.epoch,
+                    attempt=attempt,
+                    metrics=measurement.metrics,
+                    seconds=measurement.seconds,
+                    recorded_at=now,
+                )
+            )
+            data = {"number": number, "epoch": measurement.epoch, "metrics": measurement.metrics}
+            add_event(connection, self.sweep_id, "measurement", data, now)
+
+    def finish_trial(
+        self,
+        number: int,
+        state: TrialState,
+        *,
+        value: float | None = None,
+        checkpoint: CheckpointReference | None = None,
+        reason: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """End a trial for good."""
+        assert state.is_terminal
+        now = self._clock()
+        end = {"reason": reason, "message": message, "finished_at": now}
+        with self._fenced() as connection:
+            self._close_attempt(connection, number, end)
+            stored = checkpoint.model_dump() if checkpoint else None
+            changed = connection.execute(
+                update(trials)
+                .where(self._trial(number))
+                .values(end | {"state": state, "value": value, "checkpoint": stored})
+            )
+            assert changed.rowcount == 1, f"trial {number} is not open"
+            data = {"number": number, "state": state, "value": value, "reason": reason, "message": message}
+            add_event(connection, self.sweep_id, "trial", data, now)
+
+    def interrupt_trial(self, number: int, *, reason: str, message: str | None = None) -> None:
+        """End an attempt but not its trial, which waits to be attempted again."""
+        now = self._clock()
+        end = {"reason": reason, "message": message, "finished_at": now}
+        with self._fenced() as connection:
+            self._close_attempt(connection, number, end)
+            change = {"state": TrialState.WAITING, "reason": reason, "message": message}
+            connection.execute(update(trials).where(self._trial(number)).values(change))
+            add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
+
+    def finish_sweep(
+        self, state: SweepState, *, reason: str | None = None, message: str | None = None
+    ) -> None:
+        """End the sweep and cancel its open trials; the lease ends with it."""
+        with self._fenced() as connection:
+            finish(connection, self.sweep_id, state, reason, message, self._clock())
+
+    def _trial(self, number: int) -> Any:
+        return (
+            (trials.c.sweep_id == self.sweep_id)
+            & (trials.c.number == number)
+            & trials.c.state.in_(list(_OPEN))
+        )
+
+    def _close_attempt(self, connection: Connection, number: int, end: Mapping[str, Any]) -> None:
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.sweep_id == self.sweep_id, attempts.c.trial_number == number)
+            .where(attempts.c.finished_at.is_(None))
+            .values(end)
+        )
+
+    @contextmanager
+    def _fenced(self) -> Iterator[Connection]:
+        with writing(self._engine) as connection:
+            held = connection.execute(
+                update(sweeps)
+                .where(sweeps.c.id == self.sweep_id, sweeps.c.fencing_token == self.token)
+                .where(sweeps.c.state.in_([SweepState.RUNNING, SweepState.STOPPING]))
+                .values(lease_counter=sweeps.c.lease_counter + 1)
+            )
+            if held.rowcount != 1:
+                raise LeaseLost(f"sweep {self.sweep_id} is no longer held with token {self.token}")
+            yield connection
+
+
+def finish(
+    connection: Connection,
+    sweep_id: str,
+    state: SweepState,
+    reason: str | None,
+    message: str | None,
+    now: float,
+) -> None:
+    """End a sweep in the caller's transaction: no trial of an ended sweep stays open."""
+    assert state.is_terminal
+    end = {"state": TrialState.CANCELLED, "reason": "sweep ended", "finished_at": now}
+    still_open = (trials.c.sweep_id == sweep_id) & trials.c.state.in_(list(_OPEN))
+    for number in connection.execute(select(trials.c.number).where(still_open)).scalars().all():
+        add_event(connection, sweep_id, "trial", {"number": number, "state": TrialState.CANCELLED}, now)
+    connection.execute(update(trials).where(still_open).values(end))
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.sweep_id == sweep_id, attempts.c.finished_at.is_(None))
+        .values(finished_at=now, reason="sweep ended")
+    )
+    change = {"state": state, "reason": reason, "message": message}
+    connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change | {"finished_at": now}))
+    add_event(connection, sweep_id, "sweep", change, now)
+
+
+def add_event(connection: Connection, sweep_id: str, kind: str, data: Mapping[str, Any], now: float) -> None:
+    """Tell of a change in the transaction that makes it, so that neither exists without the other."""
+    connection.execute(insert(events).values(sweep_id=sweep_id, kind=kind, data=dict(data), recorded_at=now))

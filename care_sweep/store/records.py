@@ -1,0 +1,109 @@
+"""What the store answers with: frozen rows. Times are seconds since 1970 in UTC."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from care_sweep.spec import CheckpointReference, Scalar, SweepSpec, SweepState, TrialState
+
+__all__ = [
+    "AttemptRecord",
+    "ClusterRecord",
+    "EventRecord",
+    "MeasurementRecord",
+    "Page",
+    "SweepRecord",
+    "TrialRecord",
+]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Page(Generic[_T]):
+    """Some rows, and the token that asks for the next ones (None at the end)."""
+
+    items: Sequence[_T]
+    next_token: str | None
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """One accepted sweep. `fencing_token` counts its claims, `lease_counter` its owner's signs of life."""
+
+    id: str
+    name: str
+    spec: SweepSpec
+    state: SweepState
+    reason: str | None
+    message: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    lease_owner: str | None
+    fencing_token: int
+    lease_counter: int
+    trial_counts: Mapping[TrialState, int]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One configuration; `value` is set when COMPLETE, `metrics` are those of `last_epoch`."""
+
+    sweep_id: str
+    number: int
+    parameters: Mapping[str, Scalar]
+    is_baseline: bool
+    state: TrialState
+    reason: str | None
+    message: str | None
+    value: float | None
+    attempt: int
+    last_epoch: int
+    metrics: Mapping[str, float]
+    checkpoint: CheckpointReference | None
+    started_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One execution of a trial, and why it ended."""
+
+    attempt: int
+    started_at: float
+    finished_at: float | None
+    reason: str | None
+    message: str | None
+
+
+@dataclass(frozen=True)
+class MeasurementRecord:
+    """What one epoch reported; `seconds` is its training time."""
+
+    trial_number: int
+    epoch: int
+    attempt: int
+    metrics: Mapping[str, float]
+    seconds: float
+    recorded_at: float
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One change of a sweep, written in the transaction that made the change."""
+
+    sequence: int
+    sweep_id: str
+    kind: str
+    data: Mapping[str, Any]
+    recorded_at: float
+
+
+@dataclass(frozen=True)
+class ClusterRecord:
+    """What a runner last saw of its Ray cluster."""
+
+    runner: str
+    report: Mapping[str, Any]
+    reported_at: float

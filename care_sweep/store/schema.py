@@ -1,0 +1,132 @@
+"""Which tables there are. Times are seconds since 1970 in UTC; JSON columns hold documents of `spec`."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "attempts",
+    "clusters",
+    "events",
+    "idempotency_keys",
+    "measurements",
+    "metadata",
+    "sweeps",
+    "trials",
+]
+
+SCHEMA_VERSION = "0001"
+"""The newest migration; a test holds it against `migrations/versions`."""
+
+metadata = MetaData()
+
+_Sequence = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only INTEGER keys up by itself
+
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("name", String(100), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("reason", String(64)),
+    Column("message", Text),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("lease_owner", String(200)),
+    Column("fencing_token", Integer, nullable=False, default=0),
+    Column("lease_counter", Integer, nullable=False, default=0),
+    sqlite_autoincrement=True,
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    Column("sweep_id", ForeignKey("sweeps.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("parameters", JSON, nullable=False),
+    Column("is_baseline", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", String(64)),
+    Column("message", Text),
+    Column("value", Float),
+    Column("attempt", Integer, nullable=False),
+    Column("last_epoch", Integer, nullable=False, default=0),
+    Column("checkpoint", JSON(none_as_null=True)),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("sweep_id", String(32), primary_key=True),
+    Column("trial_number", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("reason", String(64)),
+    Column("message", Text),
+    ForeignKeyConstraint(
+        ["sweep_id", "trial_number"], ["trials.sweep_id", "trials.number"], ondelete="CASCADE"
+    ),
+)
+
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("sweep_id", String(32), primary_key=True),
+    Column("trial_number", Integer, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("recorded_at", Float, nullable=False),
+    ForeignKeyConstraint(
+        ["sweep_id", "trial_number"], ["trials.sweep_id", "trials.number"], ondelete="CASCADE"
+    ),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("sweep_id", ForeignKey("sweeps.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("recorded_at", Float, nullable=False),
+    Index("events_by_sweep", "sweep_id", "sequence"),
+    sqlite_autoincrement=True,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("sweep_id", ForeignKey("sweeps.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+clusters = Table(
+    "clusters",
+    metadata,
+    Column("runner", String(200), primary_key=True),
+    Column("report", JSON, nullable=False),
+    Column("reported_at", Float, nullable=False),
+)

@@ -1,0 +1,359 @@
+"""Which sweeps were accepted, and what has become of them: submission, claims, control and every read."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from care_sweep.errors import Conflict, IdempotencyKeyReused, NotFound
+from care_sweep.spec import CheckpointReference, SweepSpec, SweepState, TrialState
+from care_sweep.store.database import reading, writing
+from care_sweep.store.lease import Lease, add_event, finish
+from care_sweep.store.records import (
+    AttemptRecord,
+    ClusterRecord,
+    EventRecord,
+    MeasurementRecord,
+    Page,
+    SweepRecord,
+    TrialRecord,
+)
+from care_sweep.store.schema import (
+    attempts,
+    clusters,
+    events,
+    idempotency_keys,
+    measurements,
+    sweeps,
+    trials,
+)
+
+__all__ = ["Store"]
+
+_KEY_SECONDS = 24 * 3600
+_LEASED = (SweepState.RUNNING, SweepState.STOPPING)
+
+
+class Store:
+    """Sweeps in a database. Every method is one transaction and may be called from any thread.
+
+    Only the driver that holds a sweep's `Lease` writes its trials; the service writes submissions and wishes
+    (cancel), a runner claims and reports its cluster. What a method returned from is durable.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self.engine = engine
+        self.clock = clock
+
+    # --- written by the service ---
+
+    def submit(
+        self, spec: SweepSpec, *, idempotency_key: str | None = None, body_sha256: str = ""
+    ) -> tuple[SweepRecord, bool]:
+        """Accept a sweep; the key commits with it. Returns the sweep and whether it is new.
+
+        The same key and body within 24 hours answer the sweep that was accepted the first time.
+
+        Raises:
+            IdempotencyKeyReused: the key was used with another body.
+        """
+        for _ in range(2):  # the second time round the row that collided is there to be read
+            try:
+                with writing(self.engine) as connection:
+                    if idempotency_key is not None:
+                        known = self._by_key(connection, idempotency_key, body_sha256)
+                        if known is not None:
+                            return self._sweep(connection, known), False
+                    return self._insert(connection, spec, idempotency_key, body_sha256), True
+            except IntegrityError:
+                if idempotency_key is None:
+                    raise
+        raise Conflict(f"a request with the Idempotency-Key {idempotency_key!r} is still under way")
+
+    def request_cancel(self, sweep_id: str) -> SweepRecord:
+        """Cancel a waiting sweep at once; have its runner cancel a running one.
+
+        Raises:
+            NotFound: there is no such sweep.
+            Conflict: it has already ended.
+        """
+        with writing(self.engine) as connection:
+            record = self._sweep(connection, sweep_id)
+            if record.state.is_terminal:
+                raise Conflict(
+                    f"the sweep has already ended as {record.state}; only a live one can be cancelled"
+                )
+            if record.state is SweepState.QUEUED:
+                finish(connection, sweep_id, SweepState.CANCELLED, "cancelled", None, self.clock())
+            elif record.state is SweepState.RUNNING:
+                change = {"state": SweepState.STOPPING, "reason": "cancelled"}
+                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change))
+                add_event(connection, sweep_id, "sweep", change, self.clock())
+            return self._sweep(connection, sweep_id)
+
+    # --- written by a runner ---
+
+    def claim(self, sweep: SweepRecord, owner: str) -> Lease | None:
+        """Take a sweep as it was read, or None where somebody else has moved it since.
+
+        The comparison and the new fencing token are one statement, so two runners cannot both win.
+        """
+        with writing(self.engine) as connection:
+            now = self.clock()
+            claimed = connection.execute(
+                update(sweeps)
+                .where(
+                    sweeps.c.id == sweep.id,
+                    sweeps.c.state == sweep.state,
+                    sweeps.c.fencing_token == sweep.fencing_token,
+                    sweeps.c.lease_counter == sweep.lease_counter,
+                    sweeps.c.state.in_([SweepState.QUEUED, *_LEASED]),
+                )
+                .values(
+                    state=SweepState.RUNNING if sweep.state is SweepState.QUEUED else sweep.state,
+                    fencing_token=sweeps.c.fencing_token + 1,
+                    lease_counter=sweeps.c.lease_counter + 1,
+                    lease_owner=owner,
+                    started_at=func.coalesce(sweeps.c.started_at, now),
+                )
+            )
+            if claimed.rowcount != 1:
+                return None
+            if sweep.state is SweepState.QUEUED:
+                add_event(connection, sweep.id, "sweep", {"state": SweepState.RUNNING}, now)
+        return Lease(self.engine, sweep.id, sweep.fencing_token + 1, self.clock)
+
+    def report_cluster(self, runner: str, report: Mapping[str, Any]) -> None:
+        """Replace what this runner last saw of its cluster."""
+        row = {"report": dict(report), "reported_at": self.clock()}
+        with writing(self.engine) as connection:
+            if (
+                connection.execute(update(clusters).where(clusters.c.runner == runner).values(row)).rowcount
+                == 0
+            ):
+                connection.execute(insert(clusters).values(runner=runner, **row))
+
+    # --- reads ---
+
+    def sweep(self, sweep_id: str) -> SweepRecord:
+        """One sweep. Raises NotFound."""
+        with reading(self.engine) as connection:
+            return self._sweep(connection, sweep_id)
+
+    def sweeps(
+        self,
+        *,
+        states: Sequence[SweepState] = (),
+        page_size: int = 50,
+        page_token: str | None = None,
+        oldest_first: bool = False,
+    ) -> Page[SweepRecord]:
+        """Sweeps in order of acceptance, newest first unless told otherwise.
+
+        Raises:
+            ValueError: the token is not one that this method gave.
+        """
+        order = sweeps.c.sequence.asc() if oldest_first else sweeps.c.sequence.desc()
+        query = select(sweeps).order_by(order).limit(page_size + 1)
+        if states:
+            query = query.where(sweeps.c.state.in_(list(states)))
+        if page_token is not None:
+            last = _number(page_token)
+            query = query.where(sweeps.c.sequence > last if oldest_first else sweeps.c.sequence < last)
+        with reading(self.engine) as connection:
+            rows = connection.execute(query).mappings().all()
+            counts = self._trial_counts(connection, [row["id"] for row in rows[:page_size]])
+        more = str(rows[page_size - 1]["sequence"]) if len(rows) > page_size else None
+        return Page([_sweep_record(row, counts[row["id"]]) for row in rows[:page_size]], more)
+
+    def trials(
+        self,
+        sweep_id: str,
+        *,
+        states: Sequence[TrialState] = (),
+        page_size: int | None = None,
+        page_token: str | None = None,
+    ) -> Page[TrialRecord]:
+        """Trials of a sweep by number, with the metrics of their last epoch; all of them without `page_size`.
+
+        Raises:
+            NotFound: there is no such sweep.
+            ValueError: the token is not one that this method gave.
+        """
+        query = _TRIALS.where(trials.c.sweep_id == sweep_id).order_by(trials.c.number)
+        if states:
+            query = query.where(trials.c.state.in_(list(states)))
+        if page_token is not None:
+            query = query.where(trials.c.number > _number(page_token))
+        if page_size is not None:
+            query = query.limit(page_size + 1)
+        with reading(self.engine) as connection:
+            self._sweep_row(connection, sweep_id)
+            rows = connection.execute(query).mappings().all()
+        more = page_size is not None and len(rows) > page_size
+        shown = rows[:page_size] if more else rows
+        return Page([_trial_record(row) for row in shown], str(shown[-1]["number"]) if more else None)
+
+    def trial(self, sweep_id: str, number: int) -> TrialRecord:
+        """One trial. Raises NotFound."""
+        with reading(self.engine) as connection:
+            self._sweep_row(connection, sweep_id)
+            query = _TRIALS.where(trials.c.sweep_id == sweep_id, trials.c.number == number)
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            raise NotFound(f"sweep {sweep_id} has no trial {number}")
+        return _trial_record(row)
+
+    def attempts(self, sweep_id: str, number: int) -> Sequence[AttemptRecord]:
+        """Every execution of a trial, first to last."""
+        query = (
+            select(
+                attempts.c.attempt,
+                attempts.c.started_at,
+                attempts.c.finished_at,
+                attempts.c.reason,
+                attempts.c.message,
+            )
+            .where(attempts.c.sweep_id == sweep_id, attempts.c.trial_number == number)
+            .order_by(attempts.c.attempt)
+        )
+        with reading(self.engine) as connection:
+            return [AttemptRecord(**row) for row in connection.execute(query).mappings()]
+
+    def measurements(self, sweep_id: str, number: int | None = None) -> Sequence[MeasurementRecord]:
+        """Measurements of one trial, or of all, by trial and epoch.
+
+        Raises:
+            NotFound: there is no such sweep.
+        """
+        columns = [column for column in measurements.c if column.name != "sweep_id"]
+        query = (
+            select(*columns)
+            .where(measurements.c.sweep_id == sweep_id)
+            .order_by(measurements.c.trial_number, measurements.c.epoch)
+        )
+        if number is not None:
+            query = query.where(measurements.c.trial_number == number)
+        with reading(self.engine) as connection:
+            self._sweep_row(connection, sweep_id)
+            return [MeasurementRecord(**row) for row in connection.execute(query).mappings()]
+
+    def events(self, sweep_id: str, *, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
+        """Events of a sweep that came after the event `after`, oldest first.
+
+        Raises:
+            NotFound: there is no such sweep.
+        """
+        query = (
+            select(events)
+            .where(events.c.sweep_id == sweep_id, events.c.sequence > after)
+            .order_by(events.c.sequence)
+            .limit(limit)
+        )
+        with reading(self.engine) as connection:
+            self._sweep_row(connection, sweep_id)
+            return [EventRecord(**row) for row in connection.execute(query).mappings()]
+
+    def clusters(self) -> Sequence[ClusterRecord]:
+        """What each runner last saw, the newest report first."""
+        query = select(clusters).order_by(clusters.c.reported_at.desc())
+        with reading(self.engine) as connection:
+            return [ClusterRecord(**row) for row in connection.execute(query).mappings()]
+
+    def ping(self) -> None:
+        """Return if the database answers; raises what SQLAlchemy raises otherwise."""
+        with reading(self.engine) as connection:
+            connection.execute(select(1))
+
+    # --- helpers within a transaction ---
+
+    def _by_key(self, connection: Connection, key: str, body_sha256: str) -> str | None:
+        expired = idempotency_keys.c.created_at < self.clock() - _KEY_SECONDS
+        connection.execute(idempotency_keys.delete().where(expired))
+        query = select(idempotency_keys).where(idempotency_keys.c.key == key)
+        row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            return None
+        if row["body_sha256"] != body_sha256:
+            raise IdempotencyKeyReused(f"{key!r} was used with another body; take a new key")
+        return str(row["sweep_id"])
+
+    def _insert(
+        self, connection: Connection, spec: SweepSpec, idempotency_key: str | None, body_sha256: str
+    ) -> SweepRecord:
+        sweep_id, now = secrets.token_hex(6), self.clock()
+        connection.execute(
+            insert(sweeps).values(
+                id=sweep_id,
+                name=spec.name,
+                spec=spec.model_dump(mode="json"),
+                state=SweepState.QUEUED,
+                created_at=now,
+            )
+        )
+        if idempotency_key is not None:
+            connection.execute(
+                insert(idempotency_keys).values(
+                    key=idempotency_key, body_sha256=body_sha256, sweep_id=sweep_id, created_at=now
+                )
+            )
+        add_event(connection, sweep_id, "sweep", {"state": SweepState.QUEUED}, now)
+        return self._sweep(connection, sweep_id)
+
+    def _sweep_row(self, connection: Connection, sweep_id: str) -> RowMapping:
+        row = connection.execute(select(sweeps).where(sweeps.c.id == sweep_id)).mappings().one_or_none()
+        if row is None:
+            raise NotFound(f"there is no sweep {sweep_id!r}")
+        return row
+
+    def _sweep(self, connection: Connection, sweep_id: str) -> SweepRecord:
+        row = self._sweep_row(connection, sweep_id)
+        return _sweep_record(row, self._trial_counts(connection, [sweep_id])[sweep_id])
+
+    def _trial_counts(
+        self, connection: Connection, sweep_ids: Sequence[str]
+    ) -> Mapping[str, Mapping[TrialState, int]]:
+        counts: dict[str, dict[TrialState, int]] = {sweep_id: {} for sweep_id in sweep_ids}
+        query = (
+            select(trials.c.sweep_id, trials.c.state, func.count())
+            .where(trials.c.sweep_id.in_(list(sweep_ids)))
+            .group_by(trials.c.sweep_id, trials.c.state)
+        )
+        for sweep_id, state, count in connection.execute(query):
+            counts[sweep_id][TrialState(state)] = count
+        return counts
+
+
+_TRIALS = select(trials, measurements.c.metrics).outerjoin(
+    measurements,
+    and_(
+        measurements.c.sweep_id == trials.c.sweep_id,
+        measurements.c.trial_number == trials.c.number,
+        measurements.c.epoch == trials.c.last_epoch,
+    ),
+)
+
+
+def _number(page_token: str) -> int:
+    if not page_token.isdecimal() or len(page_token) > 18:
+        raise ValueError(f"unknown page token {page_token!r}: use one that the page before gave")
+    return int(page_token)
+
+
+def _sweep_record(row: RowMapping, trial_counts: Mapping[TrialState, int]) -> SweepRecord:
+    fields = {key: value for key, value in row.items() if key != "sequence"}
+    fields["spec"] = SweepSpec.model_validate(row["spec"])
+    fields["state"] = SweepState(row["state"])
+    return SweepRecord(**fields, trial_counts=trial_counts)
+
+
+def _trial_record(row: RowMapping) -> TrialRecord:
+    fields = dict(row)
+    fields["state"] = TrialState(row["state"])
+    fields["metrics"] = row["metrics"] or {}
+    if row["checkpoint"] is not None:
+        fields["checkpoint"] = CheckpointReference.model_validate(row["checkpoint"])
+    return TrialRecord(**fields)
