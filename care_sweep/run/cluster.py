@@ -1,0 +1,60 @@
+"""How is the Ray cluster reached, and what does it look like from here?"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+__all__ = ["connect", "describe"]
+
+_WORKER_ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # at 2 s a trial slow to unwind leaks its slot
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def connect(address: str) -> None:
+    """Join the cluster at `address` ("host:port"); never guess one, it could be a stranger's.
+
+    Raises:
+        ConnectionError: nothing answers there, or the token is not the cluster's.
+    """
+    ray.init(
+        address=address,
+        namespace="care-sweep",
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+    )
+
+
+def describe() -> Mapping[str, Any]:
+    """Nodes, resources and the dashboard's address, as JSON."""
+    nodes = [
+        {
+            "id": node["NodeID"],
+            "host": node["NodeManagerHostname"],
+            "is_alive": node["Alive"],
+            "resources": _countable(node["Resources"]),
+        }
+        for node in ray.nodes()
+    ]
+    dashboard = ray.get_runtime_context().worker.node.address_info.get("webui_url")
+    return {
+        "nodes": nodes,
+        "resources": _countable(ray.cluster_resources()),
+        "available": _countable(ray.available_resources()),
+        "dashboard_url": f"http://{dashboard}" if dashboard else None,
+        "ray_version": ray.__version__,
+    }
+
+
+def _countable(resources: Mapping[str, float]) -> dict[str, float]:
+    shown = {
+        "CPU": "cpus",
+        "GPU": "gpus",
+        "memory": "memory_bytes",
+        "object_store_memory": "object_store_bytes",
+    }
+    return {shown[name]: amount for name, amount in resources.items() if name in shown}

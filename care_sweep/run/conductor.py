@@ -1,0 +1,221 @@
+"""What happens to a trial between being proposed and being stored: a trial's whole life, free of Ray.
+
+The conductor is the only writer of its sweep. At each step the store hears first, then the search, and only
+then may the trial go on; whatever dies in between, a new conductor rebuilt from the store takes it up there.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from care_sweep.search.asha import SuccessiveHalving
+from care_sweep.search.study import Study
+from care_sweep.spec import Measurement, Scalar, SweepSpec, TrialConfig, TrialState
+from care_sweep.store import Lease, Store, TrialRecord
+
+__all__ = ["MAX_ATTEMPTS", "Assignment", "Conductor", "trial_directory"]
+
+_LOG = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 4
+"""A trial whose worker is lost is attempted again this often in all; its own failures are final."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One attempt at one trial, as a worker is told of it. It goes on after `last_epoch`."""
+
+    number: int
+    attempt: int
+    config: TrialConfig
+    directory: Path
+    last_epoch: int
+
+
+@dataclass
+class _OpenTrial:
+    parameters: Mapping[str, Scalar]
+    is_baseline: bool
+    attempt: int
+    last_epoch: int = 0
+
+
+class Conductor:
+    """Runs one sweep's trials from the store's point of view. Used from one thread.
+
+    `next` proposes attempts, `measured`, `failed` and `lost` hear what became of them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        storage: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        sweep = store.sweep(lease.sweep_id)
+        self.spec: SweepSpec = sweep.spec
+        self._lease = lease
+        self._storage = storage
+        self._clock = clock
+        started = sweep.started_at if sweep.started_at is not None else store.clock()
+        self._started = clock() - max(0.0, store.clock() - started)
+        self._study = Study(self.spec.space, self.spec.seed)
+        stopping = self.spec.early_stopping
+        self._halving = SuccessiveHalving(stopping, self.spec.epochs) if stopping else None
+        self._open: dict[int, _OpenTrial] = {}
+        self._again: deque[int] = deque()
+        self._num_started = 0
+        self._replay(store)
+
+    # --- what to do next ---
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing is open and nothing more will be proposed."""
+        return not self._open and (self._num_started >= self.spec.num_trials or self.is_out_of_budget)
+
+    @property
+    def is_out_of_budget(self) -> bool:
+        budget = self.spec.budget
+        return budget is not None and self._clock() - self._started >= budget.max_seconds
+
+    @property
+    def num_running(self) -> int:
+        return len(self._open) - len(self._again)
+
+    def next(self) -> Assignment | None:
+        """The next attempt to run, stored as RUNNING; None when there is nothing to start now.
+
+        Interrupted trials go first, then the baselines, then what the search suggests.
+        """
+        if self.is_out_of_budget:
+            self._give_up_waiting()
+            return None
+        if self._again:
+            number = self._again.popleft()
+            self._open[number].attempt += 1
+        elif self._num_started < self.spec.num_trials:
+            number = self._propose()
+        else:
+            return None
+        return self._start(number)
+
+    # --- what became of it ---
+
+    def measured(self, number: int, attempt: int, measurement: Measurement) -> bool:
+        """Store what an epoch reported. True when the trial ends here and its worker must stop."""
+        trial = self._open.get(number)
+        if trial is None or trial.attempt != attempt:
+            return True
+        if measurement.epoch <= trial.last_epoch:
+            return False  # an attempt that found no training state retraces epochs that are stored
+        value = measurement.metrics.get(self.spec.metric)
+        state = self._verdict(number, trial, measurement.epoch, value)
+        final = value if state is TrialState.COMPLETE else None
+        self._lease.record(number, attempt, measurement, state=state, value=final)
+        trial.last_epoch = measurement.epoch
+        if not trial.is_baseline and value is not None:
+            self._study.report(number, measurement.epoch, value)
+        if state is not None:
+            self._close(number, state, final)
+        return state is not None
+
+    def failed(self, number: int, attempt: int, *, reason: str, message: str) -> None:
+        """A trial's own failure, which would come again: FAILED."""
+        if self._is_current(number, attempt):
+            self._lease.finish_trial(number, TrialState.FAILED, reason=reason, message=message)
+            self._close(number, TrialState.FAILED, None)
+
+    def lost(self, number: int, attempt: int, message: str) -> None:
+        """The attempt ended without a word, and not by the trial's fault: again, up to MAX_ATTEMPTS."""
+        if not self._is_current(number, attempt):
+            return
+        if attempt < MAX_ATTEMPTS:
+            self._lease.interrupt_trial(number, reason="worker lost", message=message)
+            self._again.append(number)
+        else:
+            self.failed(number, attempt, reason="worker lost", message=message)
+
+    # --- inside ---
+
+    def _propose(self) -> int:
+        number = self._num_started
+        baselines = self.spec.space.baselines
+        if number < len(baselines):
+            parameters = self.spec.space.baseline_values(baselines[number])
+        else:
+            parameters = self._study.ask(number)
+        self._open[number] = _OpenTrial(parameters, number < len(baselines), attempt=1)
+        self._num_started += 1
+        return number
+
+    def _start(self, number: int) -> Assignment:
+        trial = self._open[number]
+        self._lease.start_attempt(number, trial.attempt, trial.parameters, is_baseline=trial.is_baseline)
+        config = self.spec.space.trial_config(trial.parameters, self.spec.seed)
+        return Assignment(number, trial.attempt, config, self._trial_directory(number), trial.last_epoch)
+
+    def _verdict(self, number: int, trial: _OpenTrial, epoch: int, value: float | None) -> TrialState | None:
+        if epoch >= self.spec.epochs:
+            assert value is not None, f"the last epoch of trial {number} lacks {self.spec.metric}"
+            return TrialState.COMPLETE
+        if self.is_out_of_budget:
+            return TrialState.CANCELLED
+        if self._halving is None or trial.is_baseline or value is None:
+            return None
+        return TrialState.PRUNED if self._halving.observe(number, epoch, value) else None
+
+    def _close(self, number: int, state: TrialState, value: float | None) -> None:
+        trial = self._open.pop(number)
+        for training_state in self._trial_directory(number).glob("attempt-*/state-*.pt"):
+            training_state.unlink(missing_ok=True)
+        if trial.is_baseline:
+            return
+        if state is TrialState.COMPLETE and value is not None:
+            self._study.complete(number, value)
+        elif state is TrialState.PRUNED:
+            self._study.prune(number)
+        else:
+            self._study.fail(number)
+
+    def _give_up_waiting(self) -> None:
+        while self._again:
+            number = self._again.popleft()
+            self._lease.finish_trial(number, TrialState.CANCELLED, reason="budget spent")
+            self._close(number, TrialState.CANCELLED, None)
+
+    def _trial_directory(self, number: int) -> Path:
+        return trial_directory(self._storage, self._lease.sweep_id, number)
+
+    def _is_current(self, number: int, attempt: int) -> bool:
+        return number in self._open and self._open[number].attempt == attempt
+
+    def _replay(self, store: Store) -> None:
+        curves: dict[int, dict[int, float]] = {}
+        for row in store.measurements(self._lease.sweep_id):
+            if self.spec.metric in row.metrics:
+                curves.setdefault(row.trial_number, {})[row.epoch] = row.metrics[self.spec.metric]
+        for record in store.trials(self._lease.sweep_id).items:
+            self._replay_trial(record, curves.get(record.number, {}))
+
+    def _replay_trial(self, record: TrialRecord, curve: Mapping[int, float]) -> None:
+        self._num_started = max(self._num_started, record.number + 1)
+        if not record.is_baseline:
+            self._study.restore(record.number, record.parameters, record.state, curve, record.value)
+            for epoch, value in sorted(curve.items()):
+                if self._halving is not None:
+                    self._halving.refill(record.number, epoch, value)
+        if not record.state.is_terminal:
+            trial = _OpenTrial(record.parameters, record.is_baseline, record.attempt, record.last_epoch)
+            self._open[record.number] = trial
+            self._again.append(record.number)
+            _LOG.info("trial %d goes on after epoch %d", record.number, record.last_epoch)
+
+
+def trial_directory(storage: Path, sweep_id: str, number: int) -> Path:
+    """Where a trial keeps its attempts, its checkpoints and its logs."""
+    return storage / "sweeps" / sweep_id / "trials" / f"{number:05d}"

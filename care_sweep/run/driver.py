@@ -1,0 +1,83 @@
+"""One sweep, from its claim to its end: the process `python -m care_sweep.run.driver`.
+
+One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended, 3 when its lease
+was lost, and otherwise 1: the runner then starts another, which goes on from the store.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+
+from care_sweep.errors import LeaseLost
+from care_sweep.run.cluster import connect
+from care_sweep.run.conductor import Conductor
+from care_sweep.settings import Settings
+from care_sweep.spec import SweepState, TrialState
+from care_sweep.store import Lease, Store, open_database
+
+__all__ = ["LEASE_LOST", "main"]
+
+LEASE_LOST = 3
+_RENEW_SECONDS = 2.0
+_LOG = logging.getLogger("care_sweep.driver")
+
+
+def main() -> int:
+    """Drive the sweep named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweep", required=True)
+    parser.add_argument("--fencing-token", required=True, type=int)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = Settings.from_environment()
+    assert settings.ray_address, "the runner sets RAY_ADDRESS"
+    store = Store(open_database(settings.database_url))
+    lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock)
+    threading.Thread(target=_keep, args=(lease,), name="lease", daemon=True).start()
+    connect(settings.ray_address)
+    try:
+        drive(store, lease, settings)
+    except LeaseLost as error:
+        _LOG.warning("%s", error)
+        return LEASE_LOST
+    return 0
+
+
+def drive(store: Store, lease: Lease, settings: Settings) -> None:
+    """Run what is left of the sweep and store how it ended."""
+    from care_sweep.run.tuning import run_trials  # noqa: PLC0415  (reads the environment when it is imported)
+
+    conductor = Conductor(store, lease, settings.storage_uri)
+    run_trials(conductor, settings.download_directory)
+    counts = store.sweep(lease.sweep_id).trial_counts
+    if conductor.is_out_of_budget:
+        lease.finish_sweep(SweepState.SUCCEEDED, reason="budget spent")
+    elif counts.get(TrialState.COMPLETE):
+        lease.finish_sweep(SweepState.SUCCEEDED)
+    else:
+        message = "every trial failed: `care-sweep logs` shows why"
+        lease.finish_sweep(SweepState.FAILED, reason="no complete trial", message=message)
+
+
+def _keep(lease: Lease) -> None:
+    """Renew the lease until it is lost, and end the process then: it may write nothing more."""
+    runner = os.getppid()
+    while True:
+        time.sleep(_RENEW_SECONDS)
+        if os.getppid() != runner:
+            _LOG.warning("the runner is gone")
+            os._exit(1)
+        try:
+            lease.renew()
+        except LeaseLost as error:
+            _LOG.warning("%s", error)
+            os._exit(LEASE_LOST)
+        except Exception:  # noqa: BLE001  (the database may be away for a while)
+            _LOG.exception("the lease could not be renewed; trying again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""How does Ray Tune follow the conductor? A searcher that proposes, a scheduler that records, one run.
+
+Ray's own OptunaSearch, ASHAScheduler, checkpoints and restore are not used: see docs/decisions/0002.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.worker import run_attempt
+from care_sweep.spec import Measurement, Resources
+
+__all__ = ["run_trials"]
+
+
+def run_trials(conductor: Conductor, download_directory: Path) -> None:
+    """Run a sweep's trials on the connected Ray cluster until the conductor has no more."""
+    resources = _resources_per_trial(conductor.spec.resources)
+    searcher = _ConductedSearcher(conductor, resources, download_directory)
+    with TemporaryDirectory(prefix="care-sweep-tune-", ignore_cleanup_errors=True) as scratch:
+        tune.Tuner(
+            tune.with_resources(run_attempt, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=_ConductedScheduler(conductor),
+                num_samples=-1,  # the searcher counts
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),  # the conductor attempts again
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0),
+            ),
+        ).fit()
+
+
+class _ConductedSearcher(Searcher):
+    """Proposes what the conductor wants run, as long as the cluster and the sweep's own limit hold it."""
+
+    def __init__(
+        self, conductor: Conductor, resources: Mapping[str, float], download_directory: Path
+    ) -> None:
+        super().__init__(metric=None, mode=None)
+        self._conductor = conductor
+        self._resources = resources
+        self._download_directory = download_directory
+        self._assignments: dict[str, Assignment] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._conductor.is_finished:
+            return Searcher.FINISHED
+        if self._conductor.num_running >= self._most_at_once():
+            return None
+        assignment = self._conductor.next()
+        if assignment is None:
+            return None
+        self._assignments[trial_id] = assignment
+        return {
+            "number": assignment.number,
+            "attempt": assignment.attempt,
+            "config": assignment.config.model_dump(),
+            "directory": str(assignment.directory),
+            "last_epoch": assignment.last_epoch,
+            "download_directory": str(self._download_directory),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Whatever the conductor has not been told by a report was the worker's fault."""
+        ended = self._assignments.pop(trial_id)
+        how = "its process died" if error else "it returned before its last epoch"
+        self._conductor.lost(ended.number, ended.attempt, f"attempt {ended.attempt} ended: {how}")
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the report that ends a trial never comes here, so the scheduler records them all."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep is rebuilt from the store")
+
+    def _most_at_once(self) -> int:
+        """Trials beyond what the cluster holds would wait inside Tune, proposed before anything is learnt."""
+        total = ray.cluster_resources()
+        capacity: int = min(
+            math.floor(total.get(name, 0.0) / amount + 1e-9)
+            for name, amount in self._resources.items()
+            if amount
+        )
+        limit = self._conductor.spec.max_concurrent_trials
+        return capacity if limit is None else min(limit, capacity)
+
+
+class _ConductedScheduler(FIFOScheduler):
+    """Hands every report to the conductor and stops what it says has ended."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
+        number, attempt = trial.config["number"], trial.config["attempt"]
+        if "failure" in result:
+            self._conductor.failed(number, attempt, **result["failure"])
+            return str(TrialScheduler.CONTINUE)  # the worker returns or raises by itself
+        measurement = Measurement.model_validate(result["measurement"])
+        ended = self._conductor.measured(number, attempt, measurement)
+        is_last = measurement.epoch >= self._conductor.spec.epochs  # it returns by itself
+        return str(TrialScheduler.STOP if ended and not is_last else TrialScheduler.CONTINUE)
+
+
+def _resources_per_trial(wanted: Resources) -> dict[str, float]:
+    gpus = wanted.gpus_per_trial
+    if gpus == "auto":
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return {"CPU": float(wanted.cpus_per_trial), "GPU": float(gpus)}

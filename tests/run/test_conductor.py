@@ -1,0 +1,231 @@
+"""A trial's whole life, without Ray: the conductor between a real store and a real study."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from care_sweep.documents import parse
+from care_sweep.errors import LeaseLost
+from care_sweep.run.conductor import MAX_ATTEMPTS, Assignment, Conductor
+from care_sweep.spec import CheckpointReference, Measurement, SweepSpec, SweepState, TrialState
+from care_sweep.store import Lease, Store, open_database
+
+EPOCHS = 4
+
+
+def _spec(**changes: Any) -> SweepSpec:
+    document: dict[str, Any] = {
+        "name": "test",
+        "space": {
+            "parameters": {
+                "equivariance_weight": {"type": "float", "low": 0.01, "high": 10, "log": True},
+                "temperature": {"type": "float", "low": 0.05, "high": 1, "log": True, "default": 0.5},
+            },
+            "fixed": {"epochs": EPOCHS},
+            "baselines": [{"equivariance_weight": 0.0}],
+        },
+        "num_trials": 6,
+        "early_stopping": {"grace_epochs": 1, "reduction_factor": 2},
+    }
+    return parse(SweepSpec, document | changes)
+
+
+class _Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class _Sweep:
+    """A stored sweep that can be conducted, abandoned and taken up again."""
+
+    def __init__(self, store: Store, storage: Path, spec: SweepSpec) -> None:
+        self.store, self.storage, self.clock = store, storage, _Clock()
+        self.id = store.submit(spec)[0].id
+
+    def conduct(self) -> Conductor:
+        lease = self.store.claim(self.store.sweep(self.id), "test")
+        assert lease is not None
+        self.lease: Lease = lease
+        return Conductor(self.store, lease, self.storage, self.clock)
+
+
+@pytest.fixture
+def make_sweep(tmp_path: Path) -> Iterator[Callable[..., _Sweep]]:
+    engine = open_database(f"sqlite:///{tmp_path / 'test.db'}")
+    yield lambda **changes: _Sweep(Store(engine), tmp_path, _spec(**changes))
+    engine.dispose()
+
+
+def _measure(
+    conductor: Conductor, assignment: Assignment, epoch: int, value: float, **metrics: float
+) -> bool:
+    checkpoint = None
+    if epoch == EPOCHS:
+        checkpoint = CheckpointReference(name="attempt-1/checkpoint.tar", sha256="0" * 64, size_bytes=1)
+    metrics = {"validation_knn_accuracy": value, **metrics}
+    measurement = Measurement(epoch=epoch, metrics=metrics, seconds=1.0, checkpoint=checkpoint)
+    return conductor.measured(assignment.number, assignment.attempt, measurement)
+
+
+def _run(conductor: Conductor, assignment: Assignment, value: float) -> int:
+    """Report until the trial ends; the epoch at which it did."""
+    for epoch in range(assignment.last_epoch + 1, EPOCHS + 1):
+        if _measure(conductor, assignment, epoch, value):
+            return epoch
+    raise AssertionError("the trial did not end")
+
+
+def _next(conductor: Conductor) -> Assignment:
+    assignment = conductor.next()
+    assert assignment is not None
+    return assignment
+
+
+def test_baselines_come_first_and_are_neither_searched_nor_pruned(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(early_stopping={"grace_epochs": 1, "reduction_factor": 2})
+    conductor = sweep.conduct()
+    baseline, searched = _next(conductor), _next(conductor)
+    assert baseline.config.equivariance_weight == 0.0
+    assert baseline.config.temperature == 0.5, "what a baseline omits comes from the default"
+    assert searched.config.equivariance_weight >= 0.01
+    assert _run(conductor, searched, 0.9) == EPOCHS
+    assert _run(conductor, baseline, 0.1) == EPOCHS, "the worst of all, and it ran to its end"
+    records = sweep.store.trials(sweep.id).items
+    assert [(r.is_baseline, r.state, r.value) for r in records] == [
+        (True, TrialState.COMPLETE, 0.1),
+        (False, TrialState.COMPLETE, 0.9),
+    ]
+
+
+def test_a_trial_below_the_rung_is_stored_pruned_without_a_value(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    _next(conductor)
+    good, bad = _next(conductor), _next(conductor)
+    assert _run(conductor, good, 0.9) == EPOCHS
+    assert _run(conductor, bad, 0.1) == 1
+    record = sweep.store.trial(sweep.id, bad.number)
+    assert (record.state, record.value, record.last_epoch) == (TrialState.PRUNED, None, 1)
+    assert _measure(conductor, bad, 2, 0.9), "a late report of an ended trial changes nothing"
+    assert sweep.store.trial(sweep.id, bad.number) == record
+
+
+def test_the_sweep_is_finished_when_all_its_trials_have_ended(make_sweep: Callable[..., _Sweep]) -> None:
+    conductor = make_sweep(early_stopping="none").conduct()
+    for _ in range(6):
+        assert not conductor.is_finished
+        _run(conductor, _next(conductor), 0.5)
+    assert conductor.next() is None
+    assert conductor.is_finished
+
+
+def test_a_failure_of_the_trial_is_final_and_keeps_its_reason(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    _next(conductor)
+    trial = _next(conductor)
+    conductor.failed(trial.number, trial.attempt, reason="diverged", message="the loss is nan")
+    record = sweep.store.trial(sweep.id, trial.number)
+    assert (record.state, record.reason, record.message) == (
+        TrialState.FAILED,
+        "diverged",
+        "the loss is nan",
+    )
+    conductor.lost(trial.number, trial.attempt, "its process died")
+    assert sweep.store.trial(sweep.id, trial.number) == record
+
+
+def test_a_lost_worker_is_replaced_until_its_attempts_are_used_up(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    first = _next(conductor)
+    _measure(conductor, first, 1, 0.5)
+    trial = first
+    for attempt in range(1, MAX_ATTEMPTS):
+        conductor.lost(trial.number, trial.attempt, "its process died")
+        trial = _next(conductor)
+        assert (trial.number, trial.attempt) == (first.number, attempt + 1)
+        assert (trial.config, trial.last_epoch) == (first.config, 1)
+    assert not _measure(conductor, trial, 1, 0.5), "an epoch that is stored is not stored again"
+    assert _measure(conductor, first, 2, 0.5), "the first attempt came back from the dead: it must stop"
+    conductor.lost(trial.number, trial.attempt, "its process died")
+    assert sweep.store.trial(sweep.id, first.number).state is TrialState.FAILED
+    reasons = [attempt.reason for attempt in sweep.store.attempts(sweep.id, first.number)]
+    assert reasons == ["worker lost"] * MAX_ATTEMPTS
+
+
+def test_a_new_conductor_goes_on_where_the_old_one_died(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    baseline, good, open_one = (_next(conductor) for _ in range(3))
+    _run(conductor, good, 0.9)
+    _measure(conductor, open_one, 1, 0.95)
+    abandoned = sweep.lease
+
+    conductor = sweep.conduct()
+    again = [_next(conductor), _next(conductor)]
+    assert [(a.number, a.attempt, a.last_epoch) for a in again] == [
+        (baseline.number, 2, 0),
+        (open_one.number, 2, 1),
+    ]
+    assert [a.config for a in again] == [baseline.config, open_one.config]
+    fresh = _next(conductor)
+    assert fresh.number == 3, "no number twice, no baseline twice"
+    assert _run(conductor, fresh, 0.1) == 1, "rungs are refilled: the bar stands"
+    with pytest.raises(LeaseLost):
+        abandoned.start_attempt(9, 1, {}, is_baseline=False)
+
+
+def test_replay_suggests_what_the_uninterrupted_sweep_would_have(make_sweep: Callable[..., _Sweep]) -> None:
+    def suggestions(restarts: bool) -> list[Mapping[str, Any]]:
+        sweep = make_sweep(num_trials=12)
+        conductor = sweep.conduct()
+        seen = []
+        for _ in range(12):
+            assignment = _next(conductor)
+            seen.append(sweep.store.trial(sweep.id, assignment.number).parameters)
+            _run(conductor, assignment, 1 / (1 + assignment.config.temperature))
+            if restarts:
+                conductor = sweep.conduct()
+        return seen
+
+    assert suggestions(restarts=False) == suggestions(restarts=True)
+
+
+def test_a_spent_budget_cancels_what_runs_and_starts_nothing(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(budget={"max_seconds": 60})
+    sweep.store.clock = lambda: 0.0
+    conductor = sweep.conduct()
+    first, second = _next(conductor), _next(conductor)
+    conductor.lost(second.number, second.attempt, "its process died")
+    sweep.clock.now += 61
+    assert _measure(conductor, first, 1, 0.5)
+    assert conductor.next() is None
+    assert conductor.is_finished
+    assert [t.state for t in sweep.store.trials(sweep.id).items] == [TrialState.CANCELLED] * 2
+
+
+def test_training_states_go_when_their_trial_ends(make_sweep: Callable[..., _Sweep]) -> None:
+    conductor = make_sweep(early_stopping="none").conduct()
+    trial = _next(conductor)
+    attempt = trial.directory / "attempt-1"
+    attempt.mkdir(parents=True)
+    for name in ("state-00003.pt", "state-00004.pt", "checkpoint.tar", "log.txt"):
+        (attempt / name).touch()
+    _run(conductor, trial, 0.5)
+    assert sorted(path.name for path in attempt.iterdir()) == ["checkpoint.tar", "log.txt"]
+
+
+def test_a_cancelled_sweep_takes_no_more_writes(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    trial = _next(conductor)
+    sweep.store.request_cancel(sweep.id)
+    sweep.lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
+    with pytest.raises(LeaseLost):
+        _measure(conductor, trial, 1, 0.5)
+    assert sweep.store.trial(sweep.id, trial.number).state is TrialState.CANCELLED
