@@ -55,16 +55,35 @@ def locate(
     kind, separator, text = name.partition(":")
     if not separator or not text or kind not in ("folder", "parquet"):
         raise DatasetError(f"unknown dataset {name!r}; use one of {', '.join(DATASET_FORMS)}")
-    path = Path(text).expanduser()
-    if roots is not None and not path.is_absolute():
-        path = next((root / path for root in roots if (root / path).exists()), path)
-    path = path.resolve()
+    try:
+        path = _resolve(text, roots)
+        is_there = path.exists()
+    except (OSError, ValueError) as error:  # too long, a NUL character, a loop of links
+        raise DatasetError(f"dataset {name!r}: no such path can be read ({error})") from error
     if roots is not None and not any(path.is_relative_to(root.resolve()) for root in roots):
         allowed = ", ".join(str(root) for root in roots) or "none"
         raise DatasetError(
             f"dataset {name!r} lies outside the data roots ({allowed}); "
             "move it there, or have the operator add its folder to CARE_SWEEP_DATA_ROOTS"
         )
-    if not path.exists():
+    if not is_there:
         raise DatasetError(f"dataset {name!r}: there is no {path}")
     return DatasetSource(name, "folder" if kind == "folder" else "parquet", path)
+
+
+def _resolve(name: str, text: str, roots: Sequence[Path] | None) -> Path:
+    """The absolute path that a text means, links followed; a relative one is sought below the roots."""
+    try:
+        path = Path(text).expanduser()
+        if roots is not None and not path.is_absolute():
+            path = next((root / path for root in roots if _is_there(root / path)), path)
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DatasetError(f"dataset {name!r} is no path on this system: {error}") from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, a null character, a folder that may not be looked into
+        return False

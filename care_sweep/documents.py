@@ -15,13 +15,13 @@ __all__ = ["Document", "parse", "pointer", "problems_of", "shorten", "unknown"]
 
 
 class Document(BaseModel):
-    """A frozen model that refuses unknown keys, NaN and infinities.
+    """A frozen model that refuses unknown keys, NaN, infinities, and text or truth values for numbers.
 
     A validator may raise `PydanticCustomError` with `key` in its context to point at one key of the document,
     or with `problems` (a list of `Problem`, pointers relative to the document) to report several.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -4,11 +4,12 @@ Every document is a frozen pydantic model. Nothing here reads a clock, a file or
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from care_sweep.documents import Document, parse, pointer, problems_of, shorten, unknown
@@ -33,7 +34,16 @@ __all__ = [
     "TrialState",
 ]
 
-Scalar = bool | int | float | str
+
+def _is_scalar(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("finite_number", "should be a finite number")
+    if not isinstance(value, bool | int | float | str):
+        raise PydanticCustomError("scalar", "should be a number, a string, true or false")
+    return value
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_is_scalar)]
 
 METRICS = ("validation_knn_accuracy", "validation_probe_accuracy")
 """What a sweep may maximise. Training losses are refused: their scale moves with temperature and weight."""
@@ -149,7 +159,7 @@ class Measurement(Document):
 
 
 class _Conditional(Document):
-    when: dict[str, Scalar | list[Scalar]] | None = Field(
+    when: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] | None = Field(
         None, description="active only where these categorical parameters have these values"
     )
 
@@ -213,7 +223,7 @@ class CategoricalParameter(_Conditional):
 
     @model_validator(mode="after")
     def _choices_are_sound(self) -> Self:
-        if len({(type(choice), choice) for choice in self.choices}) < len(self.choices):
+        if len(set(self.choices)) < len(self.choices):  # 1, 1.0 and true are one choice, to Optuna too
             raise PydanticCustomError("repeated_choice", "a choice stands twice", {"key": "choices"})
         if self.default is not None and self.default not in self.choices:
             raise PydanticCustomError(
@@ -319,6 +329,11 @@ class SearchSpace(Document):
                 detail = f"{name} must be categorical, for batch_size to be a multiple of num_splits"
                 yield Problem(pointer("parameters", name, "type"), detail, parameter.type)
                 continue
+            if isinstance(parameter, FloatParameter) and TrialConfig.model_fields[name].annotation is int:
+                yield Problem(
+                    pointer("parameters", name, "type"), f"{name} is a whole number: use int", "float"
+                )
+                continue
             for key, value in parameter.edge_values():
                 yield from _field_problems(name, value, pointer("parameters", name) + "/" + key)
         yield from self._divisibility_problems()
@@ -334,9 +349,12 @@ class SearchSpace(Document):
             try:
                 TrialConfig.model_validate({"batch_size": batch_size, "num_splits": num_splits})
             except ValidationError as error:
-                section = "parameters" if "num_splits" in self.parameters else "fixed"
                 if any(problem["type"] in ("indivisible", "lonely_split") for problem in error.errors()):
-                    yield Problem(pointer(section, "num_splits"), error.errors()[0]["msg"])
+                    name = next(
+                        n for n in ("num_splits", "batch_size") if n in {**self.fixed, **self.parameters}
+                    )
+                    section = "parameters" if name in self.parameters else "fixed"
+                    yield Problem(pointer(section, name), error.errors()[0]["msg"])
                     return
 
     def _baseline_problems(self) -> Iterator[Problem]:
@@ -360,6 +378,8 @@ def _field_problems(name: str, value: Scalar, place: str) -> Iterator[Problem]:
     try:
         TrialConfig.__pydantic_validator__.validate_assignment(TrialConfig.model_construct(), name, value)
     except ValidationError as error:
+        if not error.errors()[0]["loc"]:
+            return  # the value is sound by itself; whether it fits the others is asked where all are known
         for problem in problems_of(error, {name: value}):
             if problem.pointer == pointer(name):
                 yield Problem(place, problem.detail, problem.value)

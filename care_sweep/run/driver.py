@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from care_sweep.errors import LeaseLost
 from care_sweep.run.cluster import connect
@@ -36,7 +37,6 @@ def main() -> int:
     assert settings.ray_address, "the runner sets RAY_ADDRESS"
     store = Store(open_database(settings.database_url))
     lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock)
-    threading.Thread(target=_keep, args=(lease,), name="lease", daemon=True).start()
     connect(settings.ray_address)
     try:
         drive(store, lease, settings)
@@ -50,8 +50,9 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
     """Run what is left of the sweep and store how it ended."""
     from care_sweep.run.tuning import run_trials  # noqa: PLC0415  (reads the environment when it is imported)
 
-    conductor = Conductor(store, lease, settings.storage_uri)
-    run_trials(conductor, settings.download_directory)
+    with _kept(lease):
+        conductor = Conductor(store, lease, settings.storage_uri)
+        run_trials(conductor, settings.download_directory)
     counts = store.sweep(lease.sweep_id).trial_counts
     if conductor.is_out_of_budget:
         lease.finish_sweep(SweepState.SUCCEEDED, reason="budget spent")
@@ -62,11 +63,23 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
         lease.finish_sweep(SweepState.FAILED, reason="no complete trial", message=message)
 
 
-def _keep(lease: Lease) -> None:
-    """Renew the lease until it is lost, and end the process then: it may write nothing more."""
+@contextmanager
+def _kept(lease: Lease) -> Iterator[None]:
+    """Renew the lease for the length of a `with`."""
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(lease, done), name="lease", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+
+
+def _keep(lease: Lease, done: threading.Event) -> None:
+    """End the process as soon as the lease is lost or the runner gone: it may write nothing more."""
     runner = os.getppid()
-    while True:
-        time.sleep(_RENEW_SECONDS)
+    while not done.wait(_RENEW_SECONDS):
         if os.getppid() != runner:
             _LOG.warning("the runner is gone")
             os._exit(1)

@@ -3,6 +3,7 @@
 Ray's own OptunaSearch, ASHAScheduler, checkpoints and restore are not used: see docs/decisions/0002.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,14 @@ def run_trials(conductor: Conductor, download_directory: Path) -> None:
         ).fit()
 
 
-class _ConductedSearcher(Searcher):
+class _NotSnapshotted:
+    """Tune pickles its parts into its scratch directory; the store is the truth, so they hold nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _ConductedSearcher(_NotSnapshotted, Searcher):
     """Proposes what the conductor wants run, as long as the cluster and the sweep's own limit hold it."""
 
     def __init__(
@@ -102,7 +110,7 @@ class _ConductedSearcher(Searcher):
         return capacity if limit is None else min(limit, capacity)
 
 
-class _ConductedScheduler(FIFOScheduler):
+class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
     """Hands every report to the conductor and stops what it says has ended."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -112,9 +120,9 @@ class _ConductedScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         number, attempt = trial.config["number"], trial.config["attempt"]
         if "failure" in result:
-            self._conductor.failed(number, attempt, **result["failure"])
+            self._conductor.failed(number, attempt, **json.loads(result["failure"]))
             return str(TrialScheduler.CONTINUE)  # the worker returns or raises by itself
-        measurement = Measurement.model_validate(result["measurement"])
+        measurement = Measurement.model_validate_json(result["measurement"])
         ended = self._conductor.measured(number, attempt, measurement)
         is_last = measurement.epoch >= self._conductor.spec.epochs  # it returns by itself
         return str(TrialScheduler.STOP if ended and not is_last else TrialScheduler.CONTINUE)

@@ -3,7 +3,9 @@
 The module loads torch only inside the function, since the driver, which never computes, imports it too.
 """
 
+import json
 import logging
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +40,8 @@ def run_attempt(order: Mapping[str, Any]) -> None:
     with _log_to(directory / "log.txt"):
         try:
             config = parse(TrialConfig, order["config"])
-            _LOG.info("trial %d, attempt %d: %s", order["number"], order["attempt"], config.model_dump_json())
+            _LOG.info("trial %d, attempt %d, process %d", order["number"], order["attempt"], os.getpid())
+            _LOG.info("configuration: %s", config.model_dump_json())
             data = _dataset(config.dataset, config.resize, Path(order["download_directory"]))
             state = _training_state(Path(order["directory"]), order["last_epoch"])
             train(config, data, _reporter(order), directory=directory, resume_from=state)
@@ -72,7 +75,7 @@ def _reporter(order: Mapping[str, Any]) -> Any:
             name = f"attempt-{attempt}/{measurement.checkpoint.name}"
             checkpoint = measurement.checkpoint.model_copy(update={"name": name})
             measurement = measurement.model_copy(update={"checkpoint": checkpoint})
-        tune.report({"measurement": measurement.model_dump()})
+        tune.report({"measurement": measurement.model_dump_json()})  # as text: Tune flattens what is nested
 
     return report
 
@@ -80,7 +83,7 @@ def _reporter(order: Mapping[str, Any]) -> Any:
 def _report_failure(order: Mapping[str, Any], reason: str, error: Exception) -> None:
     _LOG.error("trial %d failed: %s\n%s", order["number"], reason, traceback.format_exc())
     named = "" if isinstance(error, CareSweepError) else f"{type(error).__name__}: "
-    tune.report({"failure": {"reason": reason, "message": f"{named}{error}"[:4000]}})
+    tune.report({"failure": json.dumps({"reason": reason, "message": f"{named}{error}"[:4000]})})
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What to try next, and what was learnt: named spaces, Optuna by ask and tell, early stopping, analysis."""

@@ -1,0 +1,176 @@
+"""What was learnt: which configuration is best, by how much, how sure that is, and which parameters mattered.
+
+Pure functions over plain records. Values are accuracies in [0, 1] on the validation images; larger is better.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+from care_sweep.documents import Document
+from care_sweep.search.space import distributions
+from care_sweep.search.study import quiet_study
+from care_sweep.spec import Scalar, SearchSpace, TrialState
+
+__all__ = [
+    "Comparison",
+    "FinishedTrial",
+    "Importance",
+    "RankedTrial",
+    "best",
+    "compare_with_baselines",
+    "parameter_importance",
+    "standard_error",
+]
+
+_MIN_TRIALS_FOR_IMPORTANCE = 10
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A trial in a terminal state; `value` is needed of COMPLETE trials only, the others do not rank."""
+
+    number: int
+    values: Mapping[str, Scalar]
+    state: TrialState
+    value: float | None
+    is_baseline: bool
+    num_validation_images: int
+
+
+class RankedTrial(Document):
+    """A COMPLETE trial, its place (1 is best) and the standard error of its value."""
+
+    rank: int
+    number: int
+    values: dict[str, Scalar]
+    is_baseline: bool
+    value: float
+    standard_error: float
+
+
+class Comparison(Document):
+    """The best searched trial beside one baseline: `difference` = best - baseline, and what to make of it."""
+
+    baseline_number: int
+    baseline_value: float
+    best_number: int
+    best_value: float
+    difference: float
+    standard_error: float
+    note: str
+
+
+class Importance(Document):
+    """How much each parameter mattered, in shares of 1, the largest first; or the reason for silence."""
+
+    method: str = "PED-ANOVA"
+    num_trials: int
+    importances: dict[str, float] | None
+    reason: str | None = None
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """Of a share of right answers among `num_images`, binomial: sqrt(p (1 - p) / n).
+
+    It is about the choice of images only: how far another pretraining seed would move the value is not in it.
+
+    Raises:
+        ValueError: the accuracy is no share, or there is no image.
+    """
+    if not 0 <= accuracy <= 1 or num_images < 1:
+        raise ValueError(f"accuracy {accuracy} over {num_images} images: need a share in [0, 1] and an image")
+    return math.sqrt(accuracy * (1 - accuracy) / num_images)
+
+
+def best(trials: Iterable[FinishedTrial], k: int | None = None) -> list[RankedTrial]:
+    """The k best COMPLETE trials (default: all), baselines among them; equal values in order of number."""
+    complete = [(trial, trial.value) for trial in trials if trial.state is TrialState.COMPLETE]
+    scored = [(trial, value) for trial, value in complete if value is not None]
+    assert len(scored) == len(complete), "a COMPLETE trial has no value"
+    scored.sort(key=lambda pair: (-pair[1], pair[0].number))
+    return [
+        RankedTrial(
+            rank=rank,
+            number=trial.number,
+            values=dict(trial.values),
+            is_baseline=trial.is_baseline,
+            value=value,
+            standard_error=standard_error(value, trial.num_validation_images),
+        )
+        for rank, (trial, value) in enumerate(scored[:k], start=1)
+    ]
+
+
+def compare_with_baselines(trials: Sequence[FinishedTrial]) -> list[Comparison]:
+    """The best searched trial against each COMPLETE baseline, by number; empty when either side is missing.
+
+    The standard error treats the two accuracies as independent. They are of the same images, on which two
+    encoders mostly err alike, so it is conservative. But the best of n is chosen by the very value that is
+    compared: with n > 1 the difference is optimistic, and each note says so.
+    """
+    ranked = best(trials)
+    searched = [trial for trial in ranked if not trial.is_baseline]
+    baselines = sorted((trial for trial in ranked if trial.is_baseline), key=lambda trial: trial.number)
+    return [_compare(searched[0], baseline, len(searched)) for baseline in baselines if searched]
+
+
+def parameter_importance(space: SearchSpace, trials: Iterable[FinishedTrial]) -> Importance:
+    """Which parameters tell the top trials from the rest, by PED-ANOVA over the searched COMPLETE trials.
+
+    Watanabe et al., "PED-ANOVA" (IJCAI 2023, arXiv 2304.10255), as Optuna has it. The top is the best tenth,
+    but at least 5 trials, as Optuna's documentation advises. Other methods rank differently: name this one.
+
+    Raises:
+        InvalidDocument: the values of a searched trial do not lie in the space.
+    """
+    complete = [t for t in trials if t.state is TrialState.COMPLETE and not t.is_baseline]
+    reason = _why_no_importance(complete)
+    importances = None if reason else _ped_anova(space, complete)
+    return Importance(num_trials=len(complete), importances=importances, reason=reason)
+
+
+def _why_no_importance(complete: Sequence[FinishedTrial]) -> str | None:
+    if len(complete) < _MIN_TRIALS_FOR_IMPORTANCE:
+        return (
+            f"needs {_MIN_TRIALS_FOR_IMPORTANCE} COMPLETE trials besides baselines, there are {len(complete)}"
+        )
+    values = sorted((trial.value or 0.0 for trial in complete), reverse=True)
+    if values[math.ceil(_top_share(len(complete)) * len(values)) - 1] == values[-1]:
+        return "too many trials tie: there is no top to tell from the rest"
+    return None
+
+
+def _top_share(num_trials: int) -> float:
+    return max(0.1, 5 / num_trials)
+
+
+def _ped_anova(space: SearchSpace, complete: Sequence[FinishedTrial]) -> dict[str, float]:
+    study = quiet_study()
+    for trial in sorted(complete, key=lambda trial: trial.number):
+        params, given = dict(trial.values), distributions(space, trial.values)
+        study.add_trial(optuna.trial.create_trial(value=trial.value, params=params, distributions=given))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=_top_share(len(complete)))
+    with warnings.catch_warnings():  # a conditional parameter may have been active once only
+        warnings.filterwarnings("ignore", "Some regimes for parameter", UserWarning)
+        found = get_param_importances(study, evaluator=evaluator)
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _compare(winner: RankedTrial, baseline: RankedTrial, num_searched: int) -> Comparison:
+    note = "standard error of independent samples: conservative, for both saw the same validation images"
+    if num_searched > 1:
+        note += f"; optimistic, for the best of {num_searched} was chosen by this value"
+    return Comparison(
+        baseline_number=baseline.number,
+        baseline_value=baseline.value,
+        best_number=winner.number,
+        best_value=winner.value,
+        difference=winner.value - baseline.value,
+        standard_error=math.hypot(winner.standard_error, baseline.standard_error),
+        note=note,
+    )

@@ -1,0 +1,93 @@
+"""How does a search space read to Optuna? What it may suggest, and what it did when a trial is replayed."""
+
+from collections.abc import Iterator, Mapping
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from care_sweep.documents import pointer, shorten, unknown
+from care_sweep.errors import InvalidDocument, Problem
+from care_sweep.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar, SearchSpace
+
+__all__ = ["distributions", "suggest"]
+
+
+def suggest(space: SearchSpace, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
+    """A value for each parameter that is active, drawn by `trial` in the order of the space.
+
+    Define by run: a parameter whose `when` does not hold is neither drawn nor returned.
+    """
+    values: dict[str, Scalar] = {}
+    for name, parameter in space.parameters.items():
+        if parameter.is_active(values):
+            values[name] = _draw(trial, name, parameter)
+    return values
+
+
+def distributions(space: SearchSpace, values: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
+    """The distributions that `suggest` would have drawn these values from, one for each value.
+
+    Raises:
+        InvalidDocument: a value lies outside its range, an active parameter is missing, or a value belongs
+            to no parameter that is active: the values come from another space than this one.
+    """
+    problems = list(_problems(space, values))
+    if problems:
+        raise InvalidDocument(problems)
+    return {name: _distribution(space.parameters[name]) for name in values}
+
+
+def _draw(trial: optuna.trial.BaseTrial, name: str, parameter: Parameter) -> Scalar:
+    match parameter:
+        case FloatParameter():
+            return trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log)
+        case IntParameter():
+            return trial.suggest_int(name, parameter.low, parameter.high, log=parameter.log)
+        case CategoricalParameter():
+            choice = trial.suggest_categorical(name, parameter.choices)
+            assert choice is not None  # a Scalar is never None, Optuna's choice may be
+            return choice
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    match parameter:
+        case FloatParameter():
+            return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+        case IntParameter():
+            return IntDistribution(parameter.low, parameter.high, log=parameter.log)
+        case CategoricalParameter():
+            return CategoricalDistribution(parameter.choices)
+
+
+def _problems(space: SearchSpace, values: Mapping[str, Scalar]) -> Iterator[Problem]:
+    for name in values:
+        if name not in space.parameters:
+            yield Problem(pointer(name), unknown(name, list(space.parameters)))
+    for name, parameter in space.parameters.items():
+        if not parameter.is_active(values):
+            if name in values:
+                yield Problem(pointer(name), f"is given, but active only when {parameter.when}")
+        elif name not in values:
+            yield Problem(pointer(name), "is missing")
+        elif not _contains(parameter, values[name]):
+            yield Problem(pointer(name), f"must be {_extent(parameter)}", shorten(values[name]))
+
+
+def _contains(parameter: Parameter, value: Scalar) -> bool:
+    if isinstance(parameter, CategoricalParameter):
+        return value in parameter.choices
+    wanted = int if isinstance(parameter, IntParameter) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        return False
+    return parameter.low <= value <= parameter.high
+
+
+def _extent(parameter: Parameter) -> str:
+    if isinstance(parameter, CategoricalParameter):
+        return f"among {parameter.choices}"
+    return f"a {parameter.type} in [{parameter.low}, {parameter.high}]"

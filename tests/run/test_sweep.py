@@ -1,0 +1,182 @@
+"""Whole sweeps on a real instance: how they succeed, and how they survive what goes wrong."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import care_sweep
+from care_sweep.client import Client
+from care_sweep.settings import Settings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def _document(dataset: str, **changes: Any) -> dict[str, Any]:
+    space = {
+        "parameters": {
+            "equivariance_weight": {"type": "float", "low": 0.01, "high": 10, "log": True, "default": 0.3},
+            "temperature": {"type": "float", "low": 0.05, "high": 1, "log": True, "default": 0.5},
+        },
+        "fixed": {
+            "dataset": dataset,
+            "encoder": "resnet_tiny",
+            "epochs": changes.pop("epochs", 2),
+            "batch_size": 32,
+            "num_splits": 4,
+            "probe_epochs": 5,
+        },
+        "baselines": changes.pop("baselines", [{"equivariance_weight": 0.0}]),
+    }
+    return {"name": "test", "space": space, "num_trials": 4, "early_stopping": "none"} | changes
+
+
+def _until(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.2)
+    return found
+
+
+def _process_of(log: str) -> int:
+    found = re.search(r"process (\d+)", log)
+    assert found is not None
+    return int(found.group(1))
+
+
+def _log_of(client: Client, sweep_id: str, number: int) -> Callable[[], str]:
+    def read() -> str:
+        trials = {trial["number"] for trial in client.trials(sweep_id)}
+        path_is_there = number in trials and client.measurements(sweep_id, number)
+        return client.logs(sweep_id, number) if path_is_there else ""
+
+    return read
+
+
+def _children(parent: int) -> list[int]:
+    command = ["pgrep", "-P", str(parent), "-f", "care_sweep.run.driver"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_a_sweep_ends_with_a_best_configuration_and_a_checkpoint_that_loads(
+    client: Client, few_images: str, tmp_path: Path
+) -> None:
+    import torch
+
+    sweep = client.submit(_document(few_images))
+    ended = client.wait(sweep["id"], timeout=180)
+    assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 4})
+    trials = list(client.trials(sweep["id"]))
+    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+    assert [trial["is_baseline"] for trial in trials] == [True, False, False, False]
+    assert all(len(client.measurements(sweep["id"], number)) == 2 for number in range(4))
+
+    best = client.best(sweep["id"])["configurations"][0]
+    assert best["value"] == max(trial["metrics"]["validation_knn_accuracy"] for trial in trials)
+    encoder = care_sweep.load(client.download(sweep["id"], tmp_path))
+    assert encoder.metrics["validation_knn_accuracy"] == best["value"]
+    assert encoder.config.temperature == best["values"]["temperature"]
+    features = encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert features.shape[0] == 2
+    assert torch.isfinite(features).all()
+
+    processes = {_process_of(client.logs(sweep["id"], number)) for number in range(4)}
+    assert len(processes) <= 2, "workers are reused"
+
+
+def test_a_trial_that_raises_diverges_or_is_killed_does_not_stop_the_sweep(
+    client: Client, few_images: str, settings: Settings
+) -> None:
+    diverging = {"optimizer": "sgd", "learning_rate": 100.0, "weight_decay": 10.0, "equivariance_weight": 0.0}
+    baselines = [{"equivariance_weight": 0.0}, {"equivariance_weight": 0.1}, diverging, {"batch_size": 512}]
+    sweep_id = client.submit(
+        _document(few_images, num_trials=6, epochs=3, max_concurrent_trials=1, baselines=baselines)
+    )["id"]
+    in_the_way = settings.storage_uri / "sweeps" / sweep_id / "trials" / "00001" / "attempt-1"
+    (in_the_way / "checkpoint.tar").mkdir(parents=True)
+    victim = _process_of(_until(_log_of(client, sweep_id, 0), "a first epoch of trial 0"))
+    os.kill(victim, signal.SIGKILL)
+
+    ended = client.wait(sweep_id, timeout=240)
+    assert ended["state"] == "SUCCEEDED"
+    assert ended["trial_counts"] == {"COMPLETE": 3, "FAILED": 3}
+    killed, raised, diverged, unfit, *_ = client.trials(sweep_id)
+    assert (killed["state"], killed["attempt"], killed["last_epoch"]) == ("COMPLETE", 2, 3)
+    assert [a["reason"] for a in client.trial(sweep_id, 0)["attempts"]] == ["worker lost", None]
+    assert [m["epoch"] for m in client.measurements(sweep_id, 0)] == [1, 2, 3]
+
+    assert (raised["state"], raised["reason"]) == ("FAILED", "error")
+    assert "Traceback" in client.logs(sweep_id, 1)
+    assert "checkpoint.tar" in client.logs(sweep_id, 1)
+    assert (diverged["state"], diverged["reason"]) == ("FAILED", "diverged")
+    assert "not finite" in (diverged["message"] or "")
+    assert (unfit["state"], unfit["reason"]) == ("FAILED", "dataset")
+    assert "batch_size" in (unfit["message"] or "")
+
+
+def test_cancel_frees_the_cluster_within_ten_seconds(client: Client, few_images: str) -> None:
+    sweep_id = client.submit(_document(few_images, epochs=10_000))["id"]
+    worker = _process_of(_until(_log_of(client, sweep_id, 0), "a first epoch of trial 0"))
+    started = time.monotonic()
+    client.cancel(sweep_id)
+    ended = client.wait(sweep_id, timeout=30)
+    assert ended["state"] == "CANCELLED"
+    assert {trial["state"] for trial in client.trials(sweep_id)} == {"CANCELLED"}
+    _until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end", 10 - time.monotonic() + started)
+
+
+def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
+    client: Client, few_images: str, instance: Any
+) -> None:
+    document = _document(few_images, epochs=6, num_trials=3, max_concurrent_trials=1)
+    undisturbed = client.submit(document)["id"]
+    assert client.wait(undisturbed, timeout=180)["state"] == "SUCCEEDED"
+
+    sweep_id = client.submit(document)["id"]
+    _until(_log_of(client, sweep_id, 1), "a first epoch of trial 1")
+    (driver,) = _children(instance.processes["runner"].pid)
+    os.kill(driver, signal.SIGKILL)
+    ended = client.wait(sweep_id, timeout=180)
+    assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 3})
+    assert next(t for t in client.trials(sweep_id) if t["number"] == 1)["attempt"] == 2
+
+    for number in range(3):  # seeds are shared, so the disturbed sweep measured the same, to the bit
+        expected, found = (
+            [(m["epoch"], m["metrics"]) for m in client.measurements(one, number)]
+            for one in (undisturbed, sweep_id)
+        )
+        assert found == expected
+
+
+def test_a_spent_budget_ends_a_sweep_as_a_success(client: Client, few_images: str) -> None:
+    document = _document(few_images, epochs=10_000, budget={"max_seconds": 12}, num_trials=2)
+    ended = client.wait(client.submit(document)["id"], timeout=60)
+    assert (ended["state"], ended["reason"]) == ("SUCCEEDED", "budget spent")
+    assert ended["trial_counts"] == {"CANCELLED": 2}
+
+
+def test_a_sweep_whose_trials_all_fail_has_failed(client: Client, few_images: str) -> None:
+    document = _document(few_images, num_trials=1, baselines=[{"batch_size": 512}])
+    ended = client.wait(client.submit(document)["id"], timeout=60)
+    assert (ended["state"], ended["reason"]) == ("FAILED", "no complete trial")
+
+
+def test_a_second_instance_on_the_same_home_is_refused(settings: Settings, instance: Any) -> None:
+    code = (
+        "import sys; from care_sweep.settings import Settings; from care_sweep.supervise import serve;"
+        "serve(Settings.from_environment(), host='127.0.0.1', port=0)"
+    )
+    environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
+    command = [sys.executable, "-c", code]
+    refused = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "another instance is running" in refused.stderr

@@ -1,0 +1,61 @@
+"""Settings come from the environment they are given, with everything of a local instance below its home."""
+
+from pathlib import Path
+
+import pytest
+
+from care_sweep.settings import Settings
+
+
+def test_defaults_lie_below_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    settings = Settings.from_environment({})
+    home = Path("/home/someone/.care-sweep")
+    assert settings == Settings(
+        home=home,
+        database_url=f"sqlite:///{home}/care-sweep.db",
+        storage_uri=home / "storage",
+        data_roots=(home / "data",),
+        url="http://127.0.0.1:8484",
+        ray_address=None,
+    )
+    assert settings.download_directory == home / "datasets"
+
+
+def test_each_setting_is_read() -> None:
+    settings = Settings.from_environment(
+        {
+            "CARE_SWEEP_HOME": "/h",
+            "CARE_SWEEP_DATABASE_URL": "postgresql://db/care",
+            "CARE_SWEEP_STORAGE_URI": "/s",
+            "CARE_SWEEP_DATA_ROOTS": "/a:/b:",
+            "CARE_SWEEP_URL": "http://gpu:1",
+            "RAY_ADDRESS": "10.0.0.1:6379",
+        }
+    )
+    assert settings == Settings(
+        home=Path("/h"),
+        database_url="postgresql://db/care",
+        storage_uri=Path("/s"),
+        data_roots=(Path("/a"), Path("/b")),
+        url="http://gpu:1",
+        ray_address="10.0.0.1:6379",
+    )
+
+
+def test_an_empty_setting_is_an_absent_one() -> None:
+    names = ("DATABASE_URL", "STORAGE_URI", "DATA_ROOTS", "URL")
+    empty = {f"CARE_SWEEP_{name}": "" for name in names} | {"RAY_ADDRESS": ""}
+    given = Settings.from_environment({"CARE_SWEEP_HOME": "/h", **empty})
+    assert given == Settings.from_environment({"CARE_SWEEP_HOME": "/h"})
+
+
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = {"CARE_SWEEP_HOME": "h", "CARE_SWEEP_DATA_ROOTS": "a", "CARE_SWEEP_STORAGE_URI": "s"}
+    settings = Settings.from_environment(relative)
+    assert (settings.home, settings.data_roots, settings.storage_uri) == (
+        tmp_path / "h",
+        (tmp_path / "a",),
+        tmp_path / "s",
+    )
