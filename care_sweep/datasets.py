@@ -55,18 +55,14 @@ def locate(
     kind, separator, text = name.partition(":")
     if not separator or not text or kind not in ("folder", "parquet"):
         raise DatasetError(f"unknown dataset {name!r}; use one of {', '.join(DATASET_FORMS)}")
-    try:
-        path = _resolve(text, roots)
-        is_there = path.exists()
-    except (OSError, ValueError) as error:  # too long, a NUL character, a loop of links
-        raise DatasetError(f"dataset {name!r}: no such path can be read ({error})") from error
+    path = _resolve(name, text, roots)
     if roots is not None and not any(path.is_relative_to(root.resolve()) for root in roots):
         allowed = ", ".join(str(root) for root in roots) or "none"
         raise DatasetError(
             f"dataset {name!r} lies outside the data roots ({allowed}); "
             "move it there, or have the operator add its folder to CARE_SWEEP_DATA_ROOTS"
         )
-    if not is_there:
+    if not _is_there(path):
         raise DatasetError(f"dataset {name!r}: there is no {path}")
     return DatasetSource(name, "folder" if kind == "folder" else "parquet", path)
 

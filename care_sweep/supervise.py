@@ -248,9 +248,7 @@ def _ray_environment(token_path: Path) -> dict[str, str]:
     }
 
 
-def _ray_command(
-    ports: _RayPorts, scratch: Path, num_cpus: int | None, num_gpus: int | None
-) -> list[str]:
+def _ray_command(ports: _RayPorts, scratch: Path, num_cpus: int | None, num_gpus: int | None) -> list[str]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += ["--node-ip-address=127.0.0.1", f"--port={ports.gcs}", f"--temp-dir={scratch}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}"]

@@ -108,9 +108,9 @@ class Conductor:
 
     def measured(self, number: int, attempt: int, measurement: Measurement) -> bool:
         """Store what an epoch reported. True when the trial ends here and its worker must stop."""
-        trial = self._open.get(number)
-        if trial is None or trial.attempt != attempt:
+        if not self._is_current(number, attempt):
             return True
+        trial = self._open[number]
         if measurement.epoch <= trial.last_epoch:
             return False  # an attempt that found no training state retraces epochs that are stored
         value = measurement.metrics.get(self.spec.metric)
@@ -192,7 +192,8 @@ class Conductor:
         return trial_directory(self._storage, self._lease.sweep_id, number)
 
     def _is_current(self, number: int, attempt: int) -> bool:
-        return number in self._open and self._open[number].attempt == attempt
+        waits = number in self._again
+        return number in self._open and self._open[number].attempt == attempt and not waits
 
     def _replay(self, store: Store) -> None:
         curves: dict[int, dict[int, float]] = {}

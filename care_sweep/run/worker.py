@@ -83,7 +83,9 @@ def _reporter(order: Mapping[str, Any]) -> Any:
 def _report_failure(order: Mapping[str, Any], reason: str, error: Exception) -> None:
     _LOG.error("trial %d failed: %s\n%s", order["number"], reason, traceback.format_exc())
     named = "" if isinstance(error, CareSweepError) else f"{type(error).__name__}: "
-    tune.report({"failure": json.dumps({"reason": reason, "message": f"{named}{error}"[:4000]})})
+    message = f"{named}{error}"[:4000].replace("\0", "\ufffd")  # PostgreSQL keeps no NUL
+    message = message.encode(errors="replace").decode()
+    tune.report({"failure": json.dumps({"reason": reason, "message": message})})
 
 
 @contextmanager

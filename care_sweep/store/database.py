@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from care_sweep.errors import DatabaseError
 from care_sweep.store.schema import SCHEMA_VERSION
@@ -34,8 +34,9 @@ def open_database(url: str) -> Engine:
             _make_sqlite_durable(engine)
         with writing(engine) as connection:
             _upgrade(connection)
-    except (ArgumentError, OSError, OperationalError) as error:
-        raise DatabaseError(f"the database {_without_password(url)} cannot be opened: {error}") from error
+    except (DatabaseError, SQLAlchemyError, ImportError, OSError) as error:
+        words = _in_words(error)
+        raise DatabaseError(f"the database {_without_password(url)} cannot be opened: {words}") from error
     return engine
 
 
@@ -60,9 +61,14 @@ def _make_sqlite_durable(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
         connection.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise DatabaseError(
+                f"SQLite's journal mode here is {mode!r}, not WAL; use a file on a local disk"
+            )
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -78,19 +84,21 @@ def _upgrade(connection: Connection) -> None:
         return
     if found is not None and found > SCHEMA_VERSION:
         raise DatabaseError(
-            f"the database has schema {found}, this program knows {SCHEMA_VERSION}: "
+            f"it has schema {found}, this program knows {SCHEMA_VERSION}: "
             "install the newer care-sweep, or restore a backup from before the upgrade"
         )
     from alembic import command  # noqa: PLC0415  (0.4 s that only a migration should cost)
     from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")
-    except SQLAlchemyError as error:
-        raise DatabaseError(f"the migration from schema {found} failed: {error}") from error
+    except (CommandError, SQLAlchemyError) as error:
+        step = f"the migration from schema {found}" if found else "setting up its tables"
+        raise DatabaseError(f"{step} failed: {_in_words(error)}") from error
 
 
 def _schema_version(connection: Connection) -> str | None:
@@ -98,6 +106,11 @@ def _schema_version(connection: Connection) -> str | None:
         return None
     version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     return version
+
+
+def _in_words(error: Exception) -> str:
+    """What the database or the system said, without the statement and the links of SQLAlchemy."""
+    return str(getattr(error, "orig", None) or error)
 
 
 def _strict_json(value: Any) -> str:
@@ -108,4 +121,4 @@ def _without_password(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
-        return repr(url)
+        return "of an unreadable URL"

@@ -41,7 +41,10 @@ class Lease:
     def start_attempt(
         self, number: int, attempt: int, parameters: Mapping[str, Scalar], *, is_baseline: bool
     ) -> None:
-        """A trial begins, for the first time (attempt 1, which creates it) or again."""
+        """A trial begins, for the first time (attempt 1, which creates it) or again (one attempt later).
+
+        An attempt that nobody ended, for its driver died, ends here.
+        """
         now = self._clock()
         with self._fenced() as connection:
             change = {"state": TrialState.RUNNING, "attempt": attempt}
@@ -51,12 +54,13 @@ class Lease:
                     insert(trials).values(sweep_id=self.sweep_id, number=number, **row, **change)
                 )
             else:
+                self._close_attempt(connection, number, {"reason": "driver lost", "finished_at": now})
                 changed = connection.execute(
                     update(trials)
-                    .where(self._trial(number))
+                    .where(self._trial(number), trials.c.attempt == attempt - 1)
                     .values(change | {"reason": None, "message": None})
                 )
-                assert changed.rowcount == 1, f"trial {number} is not open"
+                assert changed.rowcount == 1, f"trial {number} cannot take attempt {attempt}"
             connection.execute(
                 insert(attempts).values(
                     sweep_id=self.sweep_id, trial_number=number, attempt=attempt, started_at=now
@@ -64,8 +68,19 @@ class Lease:
             )
             add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
 
-    def record(self, number: int, attempt: int, measurement: Measurement) -> None:
-        """Keep what one epoch reported. Epochs of a trial are recorded once and in order."""
+    def record(
+        self,
+        number: int,
+        attempt: int,
+        measurement: Measurement,
+        *,
+        state: TrialState | None = None,
+        value: float | None = None,
+    ) -> None:
+        """Keep what one epoch reported and, with a `state`, end the trial there: both or neither.
+
+        Epochs of a trial are recorded once and in order.
+        """
         now = self._clock()
         with self._fenced() as connection:
             changed = connection.execute(
@@ -88,32 +103,15 @@ class Lease:
             )
             data = {"number": number, "epoch": measurement.epoch, "metrics": measurement.metrics}
             add_event(connection, self.sweep_id, "measurement", data, now)
+            if state is not None:
+                self._finish_trial(connection, number, state, value, measurement.checkpoint, None, None)
 
     def finish_trial(
-        self,
-        number: int,
-        state: TrialState,
-        *,
-        value: float | None = None,
-        checkpoint: CheckpointReference | None = None,
-        reason: str | None = None,
-        message: str | None = None,
+        self, number: int, state: TrialState, *, reason: str | None = None, message: str | None = None
     ) -> None:
-        """End a trial for good."""
-        assert state.is_terminal
-        now = self._clock()
-        end = {"reason": reason, "message": message, "finished_at": now}
+        """End a trial for good without a measurement."""
         with self._fenced() as connection:
-            self._close_attempt(connection, number, end)
-            stored = checkpoint.model_dump() if checkpoint else None
-            changed = connection.execute(
-                update(trials)
-                .where(self._trial(number))
-                .values(end | {"state": state, "value": value, "checkpoint": stored})
-            )
-            assert changed.rowcount == 1, f"trial {number} is not open"
-            data = {"number": number, "state": state, "value": value, "reason": reason, "message": message}
-            add_event(connection, self.sweep_id, "trial", data, now)
+            self._finish_trial(connection, number, state, None, None, reason, message)
 
     def interrupt_trial(self, number: int, *, reason: str, message: str | None = None) -> None:
         """End an attempt but not its trial, which waits to be attempted again."""
@@ -122,7 +120,9 @@ class Lease:
         with self._fenced() as connection:
             self._close_attempt(connection, number, end)
             change = {"state": TrialState.WAITING, "reason": reason, "message": message}
-            connection.execute(update(trials).where(self._trial(number)).values(change))
+            running = self._trial(number) & (trials.c.state == TrialState.RUNNING)
+            changed = connection.execute(update(trials).where(running).values(change))
+            assert changed.rowcount == 1, f"trial {number} does not run"
             add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
 
     def finish_sweep(
@@ -131,6 +131,35 @@ class Lease:
         """End the sweep and cancel its open trials; the lease ends with it."""
         with self._fenced() as connection:
             finish(connection, self.sweep_id, state, reason, message, self._clock())
+
+    def release(self) -> None:
+        """Let go of the sweep, so that it can be claimed at once."""
+        with self._fenced() as connection:
+            connection.execute(update(sweeps).where(sweeps.c.id == self.sweep_id).values(lease_owner=None))
+
+    def _finish_trial(
+        self,
+        connection: Connection,
+        number: int,
+        state: TrialState,
+        value: float | None,
+        checkpoint: CheckpointReference | None,
+        reason: str | None,
+        message: str | None,
+    ) -> None:
+        assert state.is_terminal
+        now = self._clock()
+        end = {"reason": reason, "message": message, "finished_at": now}
+        self._close_attempt(connection, number, end)
+        stored = checkpoint.model_dump() if checkpoint else None
+        changed = connection.execute(
+            update(trials)
+            .where(self._trial(number))
+            .values(end | {"state": state, "value": value, "checkpoint": stored})
+        )
+        assert changed.rowcount == 1, f"trial {number} is not open"
+        data = {"number": number, "state": state, "value": value, "reason": reason, "message": message}
+        add_event(connection, self.sweep_id, "trial", data, now)
 
     def _trial(self, number: int) -> Any:
         return (

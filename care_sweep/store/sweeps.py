@@ -208,7 +208,7 @@ class Store:
         return _trial_record(row)
 
     def attempts(self, sweep_id: str, number: int) -> Sequence[AttemptRecord]:
-        """Every execution of a trial, first to last."""
+        """Every execution of a trial, first to last. Raises NotFound where there is no such sweep."""
         query = (
             select(
                 attempts.c.attempt,
@@ -221,6 +221,7 @@ class Store:
             .order_by(attempts.c.attempt)
         )
         with reading(self.engine) as connection:
+            self._sweep_row(connection, sweep_id)
             return [AttemptRecord(**row) for row in connection.execute(query).mappings()]
 
     def measurements(self, sweep_id: str, number: int | None = None) -> Sequence[MeasurementRecord]:

@@ -147,6 +147,7 @@ def test_a_lost_worker_is_replaced_until_its_attempts_are_used_up(make_sweep: Ca
     trial = first
     for attempt in range(1, MAX_ATTEMPTS):
         conductor.lost(trial.number, trial.attempt, "its process died")
+        assert _measure(conductor, trial, 2, 0.5), "a report that comes after the loss is not stored"
         trial = _next(conductor)
         assert (trial.number, trial.attempt) == (first.number, attempt + 1)
         assert (trial.config, trial.last_epoch) == (first.config, 1)

@@ -1,0 +1,145 @@
+"""What can this do, in a few minutes? The tour: a whole sweep over real images, from HTTP to a picture.
+
+Everything it starts, it ends, also on Ctrl-C. What the sweep left stays in the instance's home.
+"""
+
+import signal
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from care_sweep.answers import Sweep, Trial
+from care_sweep.client import Client
+from care_sweep.errors import CareSweepError
+from care_sweep.settings import Settings
+from care_sweep.spec import SweepState
+from care_sweep.supervise import Instance, running
+from care_sweep.watching import watch
+
+if TYPE_CHECKING:
+    from care_sweep.learn.data import Dataset
+
+__all__ = ["demo"]
+
+_SWEEP = {
+    "name": "demo",
+    "space": "cifar10-mini",
+    "num_trials": 12,
+    "early_stopping": {"grace_epochs": 2, "reduction_factor": 3},
+}
+_UNTRAINED_SEEDS = (0, 1, 2)
+_COLUMNS = {
+    "validation_knn_accuracy": "validation kNN",
+    "validation_probe_accuracy": "linear probe",
+    "relative_equivariance": "gamma_f (lower: more equivariant)",
+}
+_INTERRUPTED = 130
+
+
+def demo(output: Path) -> int:
+    """Run the tour; its files go to `output`. The exit status: 0 done, 1 failed, 130 interrupted."""
+    settings, console = Settings.from_environment(), Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        console.print("Starting a service, a runner and a local Ray ...")
+        with running(settings) as instance, Client(instance.url) as client:
+            _say_where(console, instance)
+            sweep = client.submit(_SWEEP)
+            ended = watch(console, sweep, client.events(sweep["id"]))
+            if ended.state != SweepState.SUCCEEDED:
+                raise CareSweepError(f"the sweep ended as {ended.state}; see {instance.log_directory}")
+            _say_how_long(console, client.sweep(sweep["id"]))
+            best, baseline = _best_and_baseline(client, sweep["id"])
+            output.mkdir(parents=True, exist_ok=True)
+            checkpoint = client.download(sweep["id"], output / "best.tar")
+            picture = _compare(console, best, baseline, checkpoint, output)
+            _say_what_next(console, settings, sweep["id"], checkpoint, picture)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; all that was started has been stopped")
+        return _INTERRUPTED
+    return 0
+
+
+def _best_and_baseline(client: Client, sweep_id: str) -> tuple[Trial, Trial]:
+    found = client.best(sweep_id, k=1)
+    numbers = found["configurations"][0]["number"], found["baselines"][0]["number"]
+    best, baseline = (client.trial(sweep_id, number) for number in numbers)
+    return best, baseline
+
+
+def _compare(console: Console, best: Trial, baseline: Trial, checkpoint: Path, output: Path) -> Path:
+    """Print what was reached beside where it started from, and draw what the best encoder finds alike."""
+    from care_sweep import load  # noqa: PLC0415  (torch, once the trials no longer need the processor)
+    from care_sweep.learn.data import load_dataset  # noqa: PLC0415
+    from care_sweep.learn.neighbors import draw_neighbors  # noqa: PLC0415
+
+    encoder = load(checkpoint)
+    data = load_dataset(encoder.config.dataset, download_directory=output)
+    console.print(_table(best["metrics"], baseline["metrics"], _untrained(best, data)))
+    picture = output / "neighbors.png"
+    draw_neighbors(encoder, data, picture)
+    return picture
+
+
+def _untrained(best: Trial, data: "Dataset") -> Mapping[str, float]:
+    """The mean over three initialisations of the measures of the encoder that training starts from."""
+    from care_sweep.learn.train import untrained  # noqa: PLC0415
+    from care_sweep.search.catalog import load_space  # noqa: PLC0415
+
+    space = load_space("cifar10-mini")
+    found = [untrained(space.trial_config(best["parameters"], seed), data) for seed in _UNTRAINED_SEEDS]
+    return {name: mean(measures[name] for measures in found) for name in found[0]}
+
+
+def _table(best: Mapping[str, float], baseline: Mapping[str, float], untrained: Mapping[str, float]) -> Table:
+    num_images = best["num_validation_images"]
+    table = Table(title=f"Measured on {num_images:.0f} validation images, one training seed")
+    table.add_column("encoder")
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    rows = {"best of the sweep": best, "SimCLR baseline": baseline, "untrained (mean of 3)": untrained}
+    for name, metrics in rows.items():
+        table.add_row(name, *(_shown(column, metrics[column], num_images) for column in _COLUMNS))
+    return table
+
+
+def _shown(column: str, value: float, num_images: float) -> str:
+    if not column.endswith("accuracy"):
+        return f"{value:.3f}"
+    return f"{100 * value:.1f} ± {100 * (value * (1 - value) / num_images) ** 0.5:.1f} %"
+
+
+# --- what is said ---
+
+
+def _say_where(console: Console, instance: Instance) -> None:
+    console.print(f"service    {instance.url}/docs", soft_wrap=True)
+    if instance.dashboard_url:
+        login = f"log in with: cat {instance.token_path}"
+        console.print(f"dashboard  {instance.dashboard_url}  {login}", soft_wrap=True)
+
+
+def _say_how_long(console: Console, sweep: Sweep) -> None:
+    started, finished = (
+        datetime.fromisoformat(str(time)) for time in (sweep["started_at"], sweep["finished_at"])
+    )
+    console.print(f"The sweep took {(finished - started).total_seconds():.0f} s.")
+
+
+def _say_what_next(
+    console: Console, settings: Settings, sweep_id: str, checkpoint: Path, picture: Path
+) -> None:
+    for line in (
+        f"checkpoint {checkpoint}",
+        f"picture    {picture}: validation images and what the best encoder finds nearest",
+        f"home       {settings.home}: the sweep, its logs and every checkpoint",
+        "next       care-sweep serve, and in another terminal:",
+        f"           care-sweep show {sweep_id}",
+        "           care-sweep submit cifar10-mini --watch",
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
