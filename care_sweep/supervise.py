@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -154,11 +154,11 @@ def _stop(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
         if process is None or process.poll() is not None:
             continue
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # whoever of its group has not gone with it
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
 
 
 def _wait_for(
@@ -232,6 +232,7 @@ class _RayPorts:
 
 def _free_port(preferred: int = 0) -> int:
     with socket.socket() as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself will
         try:
             candidate.bind(("127.0.0.1", preferred))
         except OSError:

@@ -1,0 +1,124 @@
+"""An instance as a person has it: `care-sweep serve` and `demo`, ended politely, rudely, started again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.few_images import cut_few_images
+from care_sweep.client import Client
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+class _Command:
+    """`care-sweep` with a home of its own, and what it has printed so far."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.home = home
+        program = Path(sys.executable).parent / "care-sweep"
+        environment = {**os.environ, "CARE_SWEEP_HOME": str(home), "COLUMNS": "200"}
+        self.process = subprocess.Popen(
+            [program, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said = ""
+
+    def read_until(self, pattern: str) -> str:
+        """What the first group of the pattern matched in a line that the command printed."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if found := re.search(pattern, line):
+                return found.group(1)
+        raise AssertionError(f"ended without {pattern!r}:\n{self.said}")
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        rest, _ = self.process.communicate(timeout=60)
+        self.said += rest
+        return self.process.returncode
+
+    def processes(self) -> list[int]:
+        """Every process that carries this home in its environment, Ray's own included."""
+        marker = f"CARE_SWEEP_HOME={self.home}\0".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if marker in environ.read_bytes():
+                    found.append(int(environ.parent.name))
+            except OSError:
+                continue  # it has ended, or is another's
+        return found
+
+
+def _within(seconds: float, condition: Callable[[], Any]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _serve(home: Path) -> tuple[_Command, str]:
+    command = _Command(home, "serve", "--port", "0", "--num-cpus", "1")
+    url = command.read_until(r"service\s+(http\S+)")
+    command.read_until("(Ctrl-C)")
+    return command, url
+
+
+def test_a_sweep_goes_on_after_everything_was_killed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    dataset = cut_few_images(home / "data" / "few")
+    space = {
+        "parameters": {"temperature": {"type": "float", "low": 0.05, "high": 1}},
+        "fixed": {
+            "dataset": dataset,
+            "encoder": "resnet_tiny",
+            "epochs": 40,
+            "batch_size": 32,
+            "num_splits": 4,
+            "probe_epochs": 2,
+        },
+    }
+    first, url = _serve(home)
+    with Client(url) as client:
+        document = {"name": "killed", "space": space, "num_trials": 2, "early_stopping": "none"}
+        sweep_id = client.submit(document)["id"]
+        assert _within(60, lambda: list(client.trials(sweep_id)) and client.measurements(sweep_id, 0))
+    assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    assert _within(30, lambda: not first.processes()), "the kernel told its children"
+
+    second, url = _serve(home)
+    with Client(url) as client:
+        ended = client.wait(sweep_id, timeout=120)
+        assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 2})
+        resumed = next(client.trials(sweep_id))
+        assert (resumed["number"], resumed["attempt"]) == (0, 2)
+        epochs = [measurement["epoch"] for measurement in client.measurements(sweep_id, 0)]
+        assert epochs == list(range(1, 41))
+        attempts = {measurement["attempt"] for measurement in client.measurements(sweep_id, 0)}
+        assert attempts == {1, 2}, "it went on from its last epoch and did not begin anew"
+    assert second.end(signal.SIGINT) == 0
+    assert not second.processes(), "serve waits for all that it started"
+    assert ((home / "ray-token").stat().st_mode & 0o777) == 0o600
+
+
+def test_ctrl_c_ends_the_demo_and_all_that_it_started(tmp_path: Path) -> None:
+    demo = _Command(tmp_path / "home", "demo", "--output", str(tmp_path / "out"))
+    demo.read_until("(dashboard)")
+    assert demo.end(signal.SIGINT) == 130
+    assert "interrupted" in demo.said
+    assert "Traceback" not in demo.said
+    assert not demo.processes()
