@@ -1,0 +1,253 @@
+"""What is given to a user of a trained encoder, and how is it read back?
+
+A checkpoint is one tar whose bytes depend on its content alone: weights as safetensors, the rest as JSON, a
+model card. Nothing in it is ever unpickled or extracted; members are read by name. Each member's SHA-256 is
+in the manifest, the manifest's own too, and a file that is not byte for byte what writing its members again
+would give is refused: no damage goes unseen.
+"""
+
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from care_sweep.documents import parse
+from care_sweep.errors import CheckpointError, InvalidDocument
+from care_sweep.learn.data import Dataset
+from care_sweep.learn.durable import write_durably
+from care_sweep.learn.encoder import CareModel, build_model
+from care_sweep.learn.model_card import model_card
+from care_sweep.learn.views import normalise
+from care_sweep.spec import CheckpointReference, TrialConfig
+
+__all__ = ["CHECKPOINT_NAME", "LoadedEncoder", "load", "save"]
+
+CHECKPOINT_NAME = "checkpoint.tar"
+_FORMAT = "care-sweep checkpoint"
+_FORMAT_VERSION = 1
+_PARTS = ("encoder", "projector", "probe")
+_WEIGHTS = tuple(f"{part}.safetensors" for part in _PARTS)
+_MEMBERS = (*_WEIGHTS, "config.json", "metrics.json", "README.md", "manifest.json")
+
+
+class LoadedEncoder(nn.Module):
+    """An encoder ready for use, in evaluation mode, with what is known about it.
+
+    It takes RGB images (N, 3, h, w), uint8 or float in [0, 1], on the device it was moved to, and normalises
+    them itself.
+
+    Attributes:
+        config: the `TrialConfig` it was trained with.
+        metrics: the last epoch's metrics.
+        manifest: versions, dataset, files and the command that trains it again.
+        class_names: what the numbers of `classify` mean.
+    """
+
+    def __init__(
+        self,
+        model: CareModel,
+        probe: nn.Linear,
+        config: TrialConfig,
+        metrics: dict[str, float],
+        manifest: Any,
+    ) -> None:
+        super().__init__()
+        self.model, self.probe = model, probe
+        self.config, self.metrics, self.manifest = config, metrics, manifest
+        self.class_names: tuple[str, ...] = tuple(manifest["dataset"]["class_names"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (N, F), before the projector: what kNN and probes read."""
+        dataset = self.manifest["dataset"]
+        features: Tensor = self.model.encoder(normalise(images, dataset["mean"], dataset["std"]))
+        return features
+
+    def project(self, images: Tensor) -> Tensor:
+        """Projected embeddings (N, 128) of length 1: what the training objective saw."""
+        return normalize(self.model.projector(self(images)))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """The class numbers (N) that the linear probe gives."""
+        scores: Tensor = self.probe(self(images))
+        return scores.argmax(1)
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def save(
+    path: Path,
+    *,
+    model: CareModel,
+    probe: nn.Linear,
+    config: TrialConfig,
+    metrics: Mapping[str, float],
+    data: Dataset,
+) -> CheckpointReference:
+    """Write the checkpoint durably to `path`; the same content gives the same bytes."""
+    members = {
+        name: safetensors.torch.save(_tensors(module))
+        for name, module in zip(_WEIGHTS, (model.encoder, model.projector, probe), strict=True)
+    }
+    members["config.json"] = _json(config.model_dump(mode="json"))
+    members["metrics.json"] = _json(dict(metrics))
+    members["README.md"] = model_card(config, metrics, data.class_names).encode()
+    members["manifest.json"] = _json(_manifest(members, data))
+    content = _pack(members)
+    write_durably(path, content)
+    return CheckpointReference(
+        name=path.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)
+    )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _manifest(members: Mapping[str, bytes], data: Dataset) -> dict[str, Any]:
+    manifest: dict[str, Any] = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "files": {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+            for name, content in members.items()
+        },
+        "versions": {
+            "care-sweep": _own_version(),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+        "dataset": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "class_names": list(data.class_names),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+        "command": "care-sweep train --config config.json",
+    }
+    return {**manifest, "manifest_sha256": _own_sha256(manifest)}
+
+
+def _own_sha256(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(_json(rest)).hexdigest()
+
+
+def _own_version() -> str:
+    try:
+        return version("care-sweep")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _pack(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in _MEMBERS:
+            entry = tarfile.TarInfo(name)  # modification time, owner and mode keep their fixed defaults
+            entry.size = len(members[name])
+            archive.addfile(entry, io.BytesIO(members[name]))
+    return buffer.getvalue()
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> LoadedEncoder:
+    """The encoder of a checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged, no checkpoint, or of another format version.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    members = _unpack(path, content)
+    manifest = _checked_manifest(path, members)
+    if _pack(members) != content:
+        raise CheckpointError(f"{path}: the archive around its files is damaged; download it again")
+    try:
+        config = parse(TrialConfig, json.loads(members["config.json"]))
+        metrics = json.loads(members["metrics.json"])
+        states = {part: safetensors.torch.load(members[f"{part}.safetensors"]) for part in _PARTS}
+        return _assemble(config, metrics, manifest, states)
+    except (SafetensorError, RuntimeError, InvalidDocument, KeyError) as error:
+        raise CheckpointError(f"{path}: its parts do not make an encoder ({error})") from error
+
+
+def _unpack(path: Path, content: bytes) -> dict[str, bytes]:
+    members = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for name in _MEMBERS:
+                file = archive.extractfile(name) if archive.getmember(name).isreg() else None
+                if file is None:
+                    raise CheckpointError(f"{path}: {name} is not a plain file: no checkpoint of care-sweep")
+                members[name] = file.read()
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: truncated, or no checkpoint of care-sweep ({error.args[0]}); download it again"
+        ) from error
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: no tar, or a truncated or damaged one ({error}); download it again"
+        ) from error
+    return members
+
+
+def _checked_manifest(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(members["manifest.json"])
+        known = manifest["format"] == _FORMAT and manifest["format_version"] == _FORMAT_VERSION
+        intact = manifest["manifest_sha256"] == _own_sha256(manifest)
+        expected = {name: manifest["files"][name]["sha256"] for name in _MEMBERS[:-1]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: manifest.json is damaged; download it again") from error
+    if not intact or _json(manifest) != members["manifest.json"]:
+        raise CheckpointError(f"{path}: manifest.json is damaged; download it again")
+    if not known:
+        raise CheckpointError(
+            f"{path}: {manifest['format']}, format version {manifest['format_version']}; this care-sweep "
+            f"reads version {_FORMAT_VERSION}: use the care-sweep that wrote it, or a later one"
+        )
+    for name, sha256 in expected.items():
+        if hashlib.sha256(members[name]).hexdigest() != sha256:
+            raise CheckpointError(f"{path}: {name} does not have its SHA-256; download the checkpoint again")
+    return manifest
+
+
+def _assemble(
+    config: TrialConfig,
+    metrics: dict[str, float],
+    manifest: dict[str, Any],
+    states: Mapping[str, dict[str, Tensor]],
+) -> LoadedEncoder:
+    model = build_model(config.encoder, config.seed)
+    model.encoder.load_state_dict(states["encoder"])
+    model.projector.load_state_dict(states["projector"])
+    num_classes, num_features = states["probe"]["weight"].shape
+    with torch.random.fork_rng(devices=[]):
+        probe = nn.Linear(num_features, num_classes)
+    probe.load_state_dict(states["probe"])
+    loaded = LoadedEncoder(model, probe, config, metrics, manifest)
+    return loaded.requires_grad_(False).eval()

@@ -1,0 +1,163 @@
+"""Which images does a trial train on, which select it, and which must it never see?
+
+Validation is 10 % of train, stratified, seed 0, whatever the trial's own seed is. The test split is for a
+final report only: nothing in training, evaluation or search reads it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from care_sweep.datasets import locate
+from care_sweep.errors import DatasetError
+from care_sweep.learn.randomness import Stream, generator
+from care_sweep.learn.readers import Labelled, RawDataset, read_folder, read_parquet, read_torchvision
+
+__all__ = ["BUNDLED_IMAGES", "Dataset", "Split", "load_dataset"]
+
+BUNDLED_IMAGES = Path(__file__).parent / "images" / "cifar10-mini"
+_HELD_OUT_SHARE = 0.1
+_LEAST_SIDE_PIXELS = 8
+
+Split = Labelled
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One set of images, cut.
+
+    Attributes:
+        fingerprint: SHA-256 over class names, pixels and labels of all images; two datasets of one
+            fingerprint have the same splits.
+        mean, std: of the train split's channels, pixels in [0, 1].
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    fingerprint: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.train.images.shape[-2:]
+        return int(height), int(width)
+
+
+def load_dataset(
+    name: str,
+    *,
+    download_directory: Path,
+    roots: Sequence[Path] | None = None,
+    resize: int | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Read a dataset whole into memory and cut it.
+
+    A source without a test split of its own has 10 % of each class cut off as test first (stratified, seed
+    0); then 10 % of each class of train become validation. Both cuts take at least one image of each class.
+
+    Args:
+        name: one of `care_sweep.datasets.DATASET_FORMS`.
+        download_directory: where torchvision's sets are kept.
+        roots: folders that `folder:` and `parquet:` paths must lie under; None allows every path.
+        resize: the largest central square of each image is scaled to this side, in pixels.
+        download: fetch torchvision's sets where they are missing.
+
+    Raises:
+        DatasetError: the data is missing, unreadable or unfit; the message names the file and a remedy.
+    """
+    source = locate(name, download_directory=download_directory, roots=roots, download=download)
+    if source.kind == "torchvision":
+        raw = read_torchvision(name, source.path or download_directory, resize, download=download)
+    elif source.kind == "folder" and source.path is not None:
+        raw = read_folder(source.path, resize)
+    else:
+        raw = read_parquet(source.path or BUNDLED_IMAGES, resize)
+    return _cut(name, raw)
+
+
+def _cut(name: str, raw: RawDataset) -> Dataset:
+    train, test = raw.train, raw.test
+    _check(name, raw)
+    if test is None:
+        train, test = _stratified(train, "test cut")
+    train, validation = _stratified(train, "validation cut")
+    mean, std = _channel_statistics(train.images)
+    return Dataset(name, raw.class_names, train, validation, test, _fingerprint(raw), mean, std)
+
+
+def _check(name: str, raw: RawDataset) -> None:
+    counts = torch.bincount(raw.train.labels, minlength=len(raw.class_names)).tolist()
+    present = [count for count in counts if count]
+    if len(present) < 2:
+        raise DatasetError(
+            f"dataset {name!r} has one class only; it needs two or more "
+            "(class folders directly below PATH, or below both PATH/train and PATH/test)"
+        )
+    least = 3 if raw.test is None else 2
+    for class_name, count in zip(raw.class_names, counts, strict=True):
+        if 0 < count < least:
+            raise DatasetError(
+                f"dataset {name!r}: class {class_name!r} has {count} image{'s' * (count > 1)}; "
+                f"it needs {least} or more, so that each split gets one: add images or remove the class"
+            )
+    if raw.test is not None and raw.test.images.shape[1:] != raw.train.images.shape[1:]:
+        raise DatasetError(
+            f"dataset {name!r}: train and test images differ in size: give `resize` (the side in pixels)"
+        )
+    if min(raw.train.images.shape[-2:]) < _LEAST_SIDE_PIXELS:
+        raise DatasetError(
+            f"dataset {name!r}: images must be {_LEAST_SIDE_PIXELS} pixels or more on each side"
+        )
+
+
+def _stratified(whole: Labelled, stream: Stream) -> tuple[Labelled, Labelled]:
+    """The rest and the cut: 10 % of each class, at least one, each in the order of the source."""
+    source = generator(0, stream)
+    cut = torch.zeros(len(whole.labels), dtype=torch.bool)
+    for label in range(int(whole.labels.max()) + 1):
+        rows = (whole.labels == label).nonzero()[:, 0]
+        size = min(len(rows), max(1, round(_HELD_OUT_SHARE * len(rows))))
+        cut[rows[torch.randperm(len(rows), generator=source)[:size]]] = True
+    rest = Labelled(whole.images[~cut], whole.labels[~cut])
+    return rest, Labelled(whole.images[cut], whole.labels[cut])
+
+
+def _fingerprint(raw: RawDataset) -> str:
+    digest = hashlib.sha256("\n".join(raw.class_names).encode())
+    for part in (raw.train, raw.test):
+        if part is not None:
+            digest.update(str(tuple(part.images.shape)).encode())
+            digest.update(part.images.contiguous().numpy().data)
+            digest.update(part.labels.numpy().data)
+    return digest.hexdigest()
+
+
+_Channels = tuple[float, float, float]
+
+
+def _channel_statistics(images: Tensor) -> tuple[_Channels, _Channels]:
+    """Mean and standard deviation over all pixels; a channel that never changes gets the step of 8 bits."""
+    count = images.numel() / 3
+    total, squares = torch.zeros(2, 3, dtype=torch.float64)
+    for chunk in torch.split(images, 1024):
+        values = chunk.transpose(0, 1).flatten(1).double() / 255
+        total += values.sum(1)
+        squares += values.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1 / 255)
+    return _three(mean), _three(std)
+
+
+def _three(values: Tensor) -> _Channels:
+    red, green, blue = values.tolist()
+    return red, green, blue

@@ -1,0 +1,140 @@
+"""What maps images to features, and features to embeddings?
+
+Shape suffixes: N images, F features, D dimensions of the projected embedding.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from care_sweep.learn.randomness import stream_seed
+
+__all__ = ["EMBEDDING_DIMENSIONS", "CareModel", "EncoderName", "Projector", "build_encoder", "build_model"]
+
+EncoderName = Literal["resnet_tiny", "resnet18", "resnet50"]
+
+EMBEDDING_DIMENSIONS = 128
+_HIDDEN_DIMENSIONS = 512
+_TINY_WIDTHS = (48, 96)
+
+
+class _ByViewGroup(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation whose batch is one view group: a concatenated forward equals one forward a group.
+
+    The published step runs four forwards, so each group has batch statistics of its own, and the running
+    statistics move once a group, in order.
+    """
+
+    num_view_groups: int = 1
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is torch's)
+        if not self.training or self.num_view_groups == 1:
+            return super().forward(input)
+        return torch.cat([super(_ByViewGroup, self).forward(g) for g in input.chunk(self.num_view_groups)])
+
+
+class _ImageNorm(_ByViewGroup, nn.BatchNorm2d):
+    pass
+
+
+class _VectorNorm(_ByViewGroup, nn.BatchNorm1d):
+    pass
+
+
+class TinyResNet(nn.Module):
+    """A ResNet that learns 32 px images on one CPU thread in seconds: a patch stem and one residual block.
+
+    Convolutions at 8x8 and more pixels cost the most, so the stem goes to 8x8 at once and the block to 4x4.
+    Features are the 2x2 means of the block's channels: with so few layers, where something is tells much.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        before, after = _TINY_WIDTHS
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, before, 6, stride=4, padding=1, bias=False), _ImageNorm(before), nn.ReLU()
+        )
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), _ImageNorm(after))
+        self.block = BasicBlock(before, after, stride=2, downsample=shortcut, norm_layer=_ImageNorm)
+        self.num_features = 4 * after
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return adaptive_avg_pool2d(self.block(self.stem(images)), 2).flatten(1)
+
+
+class Projector(nn.Sequential):
+    """Linear(F, 512, no bias), BatchNorm, ReLU, Linear(512, 128), as published."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(
+            nn.Linear(num_features, _HIDDEN_DIMENSIONS, bias=False),
+            _VectorNorm(_HIDDEN_DIMENSIONS),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN_DIMENSIONS, EMBEDDING_DIMENSIONS),
+        )
+
+
+class CareModel(nn.Module):
+    """Encoder and projector; what is trained."""
+
+    def __init__(self, encoder: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = Projector(num_features)
+        self.num_features = num_features
+
+    def forward(self, images: Tensor, num_view_groups: int = 1) -> Tensor:
+        """Unit embeddings (N, D) of normalised images; in training each view group is a batch of its own.
+
+        Raises:
+            ValueError: N is not a multiple of `num_view_groups`.
+        """
+        if len(images) % num_view_groups:
+            raise ValueError(f"{len(images)} views are not {num_view_groups} groups of equal size")
+        for module in self.modules():
+            if isinstance(module, _ByViewGroup):
+                module.num_view_groups = num_view_groups
+        return normalize(self.projector(self.encoder(images)))
+
+
+def build_encoder(name: EncoderName) -> tuple[nn.Module, int]:
+    """An encoder from normalised images (N, 3, h, w) to features (N, F), and F.
+
+    The ResNets are torchvision's with the stem for small images: a 3x3 convolution and no pooling. It is
+    initialised from torch's global generator; `build_model` seeds it.
+
+    Raises:
+        ValueError: there is no encoder of that name.
+    """
+    if name == "resnet_tiny":
+        tiny = TinyResNet()
+        return tiny, tiny.num_features
+    if name == "resnet18":
+        network = ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=_ImageNorm)
+    elif name == "resnet50":
+        network = ResNet(Bottleneck, [3, 4, 6, 3], norm_layer=_ImageNorm)
+    else:
+        raise ValueError(f"unknown encoder {name!r}; use resnet_tiny, resnet18 or resnet50")
+    num_features = network.fc.in_features
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+    network.fc = nn.Identity()
+    return network, num_features
+
+
+def build_model(name: EncoderName, seed: int) -> CareModel:
+    """Encoder and projector with initial weights that the seed alone determines.
+
+    The global generator is as before afterwards.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "initialisation"))
+        model = CareModel(*build_encoder(name))
+    return model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU

@@ -1,0 +1,58 @@
+"""What does a person read who finds a checkpoint? Its README, a model card."""
+
+from collections.abc import Mapping, Sequence
+
+from care_sweep.spec import TrialConfig
+
+__all__ = ["model_card"]
+
+_CARD = """\
+# {encoder}, pretrained with {method} on {dataset}
+
+An image encoder trained without labels by care-sweep (CARE: Gupta et al., ICLR 2024, arXiv 2306.13924). The
+linear probe beside it was trained on the frozen features, with labels.
+
+    import care_sweep
+    encoder = care_sweep.load("checkpoint.tar")
+    features = encoder(images)        # (N, 3, h, w), uint8 or float in [0, 1]
+    embeddings = encoder.project(images)
+    classes = encoder.classify(images)
+
+## Measured
+
+On validation images (10 % of train, stratified, seed 0), never on the test split.
+
+| metric | value |
+|---|---|
+{metrics}
+
+## Trained with
+
+| setting | value |
+|---|---|
+{settings}
+
+Lambda on the published scale: {published:g}.
+
+Classes of the probe: {classes}.
+
+`manifest.json` has the dataset's fingerprint, the versions and the command that trains it again.
+"""
+
+
+def model_card(config: TrialConfig, metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
+    """The model card in Markdown."""
+    size = config.batch_size // config.num_splits
+    return _CARD.format(
+        encoder=config.encoder,
+        method="CARE" if config.equivariance_weight else "SimCLR (CARE with equivariance weight 0)",
+        dataset=config.dataset,
+        metrics=_rows({name: f"{value:.6g}" for name, value in sorted(metrics.items())}),
+        settings=_rows(config.model_dump(mode="json", exclude_none=True)),
+        published=config.equivariance_weight / (2 * (size - 1)),
+        classes=", ".join(class_names),
+    )
+
+
+def _rows(values: Mapping[str, object]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in values.items())

@@ -1,0 +1,58 @@
+"""Small datasets and configurations on which a trial takes a fraction of a second."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from care_sweep.learn.data import Dataset, Split, load_dataset
+from care_sweep.spec import TrialConfig
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def mini() -> Dataset:
+    return load_dataset("cifar10-mini", download_directory=Path("unused"))
+
+
+@pytest.fixture(scope="session")
+def tiny(mini: Dataset) -> Dataset:
+    """The first 100 train and 20 validation images of cifar10-mini; no test split is there to be read."""
+
+    def first(split: Split, size: int) -> Split:
+        return Split(split.images[:size], split.labels[:size])
+
+    return Dataset(
+        name="tiny",
+        class_names=mini.class_names,
+        train=first(mini.train, 100),
+        validation=first(mini.validation, 20),
+        test=first(mini.test, 0),
+        fingerprint="0" * 64,
+        mean=mini.mean,
+        std=mini.std,
+    )
+
+
+@pytest.fixture
+def config() -> TrialConfig:
+    return TrialConfig(
+        dataset="tiny",
+        encoder="resnet_tiny",
+        epochs=3,
+        batch_size=32,
+        num_splits=4,
+        equivariance_weight=0.5,
+        schedule="cosine",
+        warmup_epochs=1,
+        knn_neighbors=5,
+        probe_epochs=2,
+    )
