@@ -85,7 +85,10 @@ def _locate(document: Any, location: Sequence[str | int], *, missing: bool) -> t
     path: list[str | int] = []
     here = document
     for index, part in enumerate(location):
-        if (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+        leads_on = (
+            part in here if isinstance(here, Mapping) else isinstance(here, list) and isinstance(part, int)
+        )
+        if leads_on:
             here = here[part]
         elif missing and index == len(location) - 1:
             here = None

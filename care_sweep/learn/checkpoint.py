@@ -18,7 +18,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -125,10 +124,10 @@ def _manifest(members: Mapping[str, bytes], data: Dataset) -> dict[str, Any]:
             for name, content in members.items()
         },
         "versions": {
-            "care-sweep": _own_version(),
+            "care-sweep": _version("care-sweep"),
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
+            "torchvision": _version("torchvision"),
         },
         "dataset": {
             "name": data.name,
@@ -147,9 +146,9 @@ def _own_sha256(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json(rest)).hexdigest()
 
 
-def _own_version() -> str:
+def _version(package: str) -> str:
     try:
-        return version("care-sweep")
+        return version(package)
     except PackageNotFoundError:
         return "unknown"
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, normalize
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch.nn.functional import adaptive_avg_pool2d, normalize, relu
 
 from care_sweep.learn.randomness import stream_seed
 
@@ -44,6 +43,24 @@ class _VectorNorm(_ByViewGroup, nn.BatchNorm1d):
     pass
 
 
+class _HalvingBlock(nn.Module):
+    """A residual block that halves the sides; ResNet's basic block (He et al., 2016, Section 4.1)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+            _ImageNorm(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            _ImageNorm(after),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), _ImageNorm(after))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return relu(self.residual(images) + self.shortcut(images))
+
+
 class TinyResNet(nn.Module):
     """A ResNet that learns 32 px images on one CPU thread in seconds: a patch stem and one residual block.
 
@@ -57,8 +74,7 @@ class TinyResNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, before, 6, stride=4, padding=1, bias=False), _ImageNorm(before), nn.ReLU()
         )
-        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), _ImageNorm(after))
-        self.block = BasicBlock(before, after, stride=2, downsample=shortcut, norm_layer=_ImageNorm)
+        self.block = _HalvingBlock(before, after)
         self.num_features = 4 * after
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -115,6 +131,12 @@ def build_encoder(name: EncoderName) -> tuple[nn.Module, int]:
     if name == "resnet_tiny":
         tiny = TinyResNet()
         return tiny, tiny.num_features
+    from torchvision.models.resnet import (  # noqa: PLC0415  (its import takes longer than torch's)
+        BasicBlock,
+        Bottleneck,
+        ResNet,
+    )
+
     if name == "resnet18":
         network = ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=_ImageNorm)
     elif name == "resnet50":

@@ -1,0 +1,183 @@
+"""How does a program use the service? The HTTP API as typed methods that survive dropped connections."""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, cast, overload
+
+from care_sweep.answers import (
+    Best,
+    Cluster,
+    Event,
+    Measurement,
+    Resolved,
+    Sweep,
+    SweepSummary,
+    Trial,
+    TrialDetail,
+)
+from care_sweep.connection import Connection, path_of
+from care_sweep.spec import SweepState
+
+__all__ = ["Client"]
+
+_WAIT_SECONDS = 0.5
+
+
+class Client:
+    """The service's API as methods. Answers are typed dicts: the JSON as it came (`care_sweep.answers`).
+
+    Reading, and submitting, is tried again when the connection fails or the service asks for patience.
+    Every method raises `ServiceError`: with the HTTP status and the problems of a refusal, or with status
+    None where no answer came.
+
+    Args:
+        url: where the service listens, such as http://127.0.0.1:8484.
+        timeout: seconds to wait for a connection, or for the next bytes.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+        self._connection = Connection(url, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # --- sweeps ---
+
+    @overload
+    def submit(
+        self,
+        document: Mapping[str, Any] | str | bytes,
+        *,
+        idempotency_key: str | None = None,
+        validate_only: Literal[False] = False,
+    ) -> Sweep: ...
+
+    @overload
+    def submit(
+        self,
+        document: Mapping[str, Any] | str | bytes,
+        *,
+        idempotency_key: str | None = None,
+        validate_only: Literal[True],
+    ) -> Resolved: ...
+
+    def submit(
+        self,
+        document: Mapping[str, Any] | str | bytes,
+        *,
+        idempotency_key: str | None = None,
+        validate_only: bool = False,
+    ) -> Sweep | Resolved:
+        """Submit a sweep: a mapping, or the text of a JSON or YAML document.
+
+        Args:
+            document: the sweep; its `space` may be the name of a search space.
+            idempotency_key: names this submission for 24 hours; by default a new one, which makes the
+                tries of this one call safe. Give your own to have several calls submit one sweep.
+            validate_only: answer what would be accepted and write nothing.
+        """
+        text = json.dumps(document) if isinstance(document, Mapping) else document
+        response = self._connection.request(
+            "POST",
+            path_of("sweeps"),
+            is_safe=True,
+            content=text.encode() if isinstance(text, str) else text,
+            headers={
+                "Content-Type": "application/yaml",  # of which JSON is a part
+                "Idempotency-Key": idempotency_key or secrets.token_hex(16),
+            },
+            params={"validate_only": "true"} if validate_only else {},
+        )
+        return cast("Sweep | Resolved", self._connection.json_of(response))
+
+    def sweeps(self, *, states: Sequence[str] = (), page_size: int = 100) -> Iterator[SweepSummary]:
+        """Sweeps, newest first; the next page is asked for when it is needed."""
+        parameters = {"state": list(states), "page_size": page_size}
+        return self._connection.pages(path_of("sweeps"), "sweeps", parameters)
+
+    def sweep(self, sweep_id: str) -> Sweep:
+        """One sweep, with the whole document it runs."""
+        return cast("Sweep", self._connection.get(path_of("sweeps", sweep_id)))
+
+    def cancel(self, sweep_id: str) -> Sweep:
+        """Ask for an end; a running sweep is STOPPING until its runner has stopped it."""
+        response = self._connection.request("POST", path_of("sweeps", sweep_id) + ":cancel", is_safe=False)
+        return cast("Sweep", self._connection.json_of(response))
+
+    def best(self, sweep_id: str, k: int = 5) -> Best:
+        """The k best configurations beside the baselines, and what the evidence is worth."""
+        return cast("Best", self._connection.get(path_of("sweeps", sweep_id, "best"), k=k))
+
+    def events(self, sweep_id: str, *, after: int = 0) -> Iterator[Event]:
+        """Every event after the sequence `after`, once, in order, as it happens, until the sweep ends."""
+        return self._connection.stream(path_of("sweeps", sweep_id, "events"), after)
+
+    def wait(self, sweep_id: str, *, timeout: float | None = None) -> Sweep:
+        """Block until the sweep has ended.
+
+        Raises:
+            TimeoutError: it had not after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not SweepState((sweep := self.sweep(sweep_id))["state"]).is_terminal:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"sweep {sweep_id} is still {sweep['state']} after {timeout} s")
+            time.sleep(_WAIT_SECONDS)
+        return sweep
+
+    # --- trials ---
+
+    def trials(self, sweep_id: str, *, states: Sequence[str] = (), page_size: int = 500) -> Iterator[Trial]:
+        """Trials by number; the next page is asked for when it is needed."""
+        parameters = {"state": list(states), "page_size": page_size}
+        return self._connection.pages(path_of("sweeps", sweep_id, "trials"), "trials", parameters)
+
+    def trial(self, sweep_id: str, number: int) -> TrialDetail:
+        """One trial, with each of its attempts."""
+        return cast("TrialDetail", self._connection.get(path_of("sweeps", sweep_id, "trials", number)))
+
+    def measurements(self, sweep_id: str, number: int) -> list[Measurement]:
+        """What each epoch of a trial reported."""
+        answer = self._connection.get(path_of("sweeps", sweep_id, "trials", number, "measurements"))
+        return cast("list[Measurement]", answer["measurements"])
+
+    def logs(self, sweep_id: str, number: int, *, attempt: int | None = None) -> str:
+        """What an attempt (by default the last) has logged so far."""
+        path = path_of("sweeps", sweep_id, "trials", number, "logs")
+        parameters = {} if attempt is None else {"attempt": attempt}
+        return self._connection.request("GET", path, is_safe=True, params=parameters).text
+
+    def download(self, sweep_id: str, path: str | Path, *, number: int | None = None) -> Path:
+        """Download the checkpoint of the best trial, or of trial `number`; returns where it lies.
+
+        `path` is a file, or a folder, which then takes the service's name for it. Nothing has the file's
+        name before its SHA-256 is right.
+
+        Raises:
+            CheckpointError: what arrived is not what the service stores.
+        """
+        which = ("checkpoints", "best") if number is None else ("trials", number, "checkpoint")
+        return self._connection.download(path_of("sweeps", sweep_id, *which), Path(path))
+
+    # --- what a sweep can draw on ---
+
+    def spaces(self) -> list[dict[str, Any]]:
+        """The search spaces that a sweep can name."""
+        return cast("list[dict[str, Any]]", self._connection.get(path_of("search-spaces"))["search_spaces"])
+
+    def space(self, name: str) -> dict[str, Any]:
+        """One search space."""
+        return cast("dict[str, Any]", self._connection.get(path_of("search-spaces", name)))
+
+    def cluster(self) -> Cluster:
+        """The Ray cluster as a runner last saw it, and where its dashboard is."""
+        return cast("Cluster", self._connection.get(path_of("cluster")))

@@ -1,0 +1,195 @@
+"""How does a request get through? One HTTP connection that tries again, takes up again and tells refusals."""
+
+import base64
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+import httpx2
+
+from care_sweep.errors import CheckpointError, Problem, ServiceError
+
+__all__ = ["Connection", "path_of"]
+
+_BACKOFF_SECONDS = (0.2, 0.5, 1.0)
+_STREAM_SILENCE_SECONDS = 45.0  # the service sends a sign of life every 15 s
+_STREAM_PATIENCE_SECONDS = 60.0  # how long a service may be away before a follower gives up
+
+
+class Connection:
+    """Requests to one service. All raise `ServiceError`: a refusal has a status, no answer has none."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url = url.rstrip("/")
+        try:
+            address = httpx2.URL(self.url)
+            if address.scheme not in ("http", "https") or not address.host:
+                raise ValueError("it does not begin with http://HOST or https://HOST")
+            is_local = address.host in ("127.0.0.1", "::1", "localhost")  # not behind a proxy, then
+            self._http = httpx2.Client(base_url=self.url, timeout=timeout, trust_env=not is_local)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise ServiceError(f"{url!r} is not the URL of a service: {error}") from error
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(self, method: str, path: str, *, is_safe: bool, **options: Any) -> httpx2.Response:
+        """One answer of 2xx. `is_safe`: it does no harm if the request reaches the service twice."""
+        for pause in (*_BACKOFF_SECONDS, None):
+            try:
+                response = self._http.request(method, path, **options)
+            except httpx2.TransportError as error:
+                never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                if pause is None or not (is_safe or never_sent):
+                    raise self._unreachable(error) from error
+                time.sleep(pause)
+                continue
+            if response.status_code == 503 and is_safe and pause is not None:
+                time.sleep(pause)
+                continue
+            return _accepted(response)
+        raise AssertionError("the last try returns or raises")
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """The JSON at a path."""
+        return self.json_of(self.request("GET", path, is_safe=True, params=parameters))
+
+    def json_of(self, response: httpx2.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            message = f"{self.url} did not answer JSON; is it a care-sweep service?"
+            raise ServiceError(message, status=response.status_code) from error
+
+    def pages(self, path: str, key: str, parameters: Mapping[str, Any]) -> Iterator[Any]:
+        """The items of all pages; each page is asked for when it is needed."""
+        token: str | None = None
+        while True:
+            page = self.get(path, **parameters, **({"page_token": token} if token else {}))
+            yield from page[key]
+            token = page["next_page_token"]
+            if token is None:
+                return
+
+    def stream(self, path: str, after: int) -> Iterator[Any]:
+        """The data of each server-sent event after the id `after`, once and in order, until the stream ends.
+
+        A dropped connection is taken up again where it broke, for as long as the service is not away for
+        more than a minute.
+        """
+        lost_at: float | None = None
+        while True:
+            try:
+                for event in self._stream_once(path, after):
+                    lost_at = None
+                    after = int(event.id)
+                    yield event.json()
+            except (httpx2.TransportError, _InterruptedError) as error:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > _STREAM_PATIENCE_SECONDS:
+                    raise self._unreachable(error) from error
+                time.sleep(_BACKOFF_SECONDS[-1])
+            else:
+                return
+
+    def _stream_once(self, path: str, after: int) -> Iterator[httpx2.ServerSentEvent]:
+        timeout = httpx2.Timeout(self._http.timeout)
+        timeout.read = _STREAM_SILENCE_SECONDS
+        with self._http.sse(path, headers={"Last-Event-ID": str(after)}, timeout=timeout) as source:
+            if source.response.status_code == 503:
+                raise _InterruptedError("the service is not ready")
+            _accepted(source.response)
+            for event in source:
+                if event.data:
+                    yield event
+                elif event.retry is not None:  # how the service says that it stops but the stream goes on
+                    raise _InterruptedError("the service has stopped")
+
+    def download(self, path: str, target: Path) -> Path:
+        """Write the file at a path to `target`, or into it if it is a folder; returns where it lies.
+
+        The bytes go to a temporary name in the same folder, which becomes the file's name once the SHA-256
+        that the service told is theirs.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        folder = target if target.is_dir() else target.parent
+        partial = folder / f".{secrets.token_hex(6)}.part"
+        try:
+            with partial.open("wb") as file:
+                response = self._fetch(path, file)
+                os.fsync(file.fileno())
+            _verify(partial, response)
+            final = target / _file_name(response) if target.is_dir() else target
+            partial.replace(final)
+        finally:
+            partial.unlink(missing_ok=True)
+        return final
+
+    def _fetch(self, path: str, file: IO[bytes]) -> httpx2.Response:
+        """Write all bytes, over as many connections as it takes; returns the head of the last answer."""
+        etag = ""
+        for pause in (*_BACKOFF_SECONDS, None):
+            headers = {"Range": f"bytes={file.tell()}-", "If-Range": etag} if etag and file.tell() else {}
+            try:
+                with self._http.stream("GET", path, headers=headers) as response:
+                    _accepted(response)
+                    if response.status_code != 206:
+                        file.seek(0)
+                        file.truncate()
+                    etag = response.headers.get("etag", "")
+                    for chunk in response.iter_bytes():  # of no set size, which would hold bytes back
+                        file.write(chunk)
+                    file.flush()
+                    return response
+            except httpx2.TransportError as error:
+                if pause is None:
+                    raise self._unreachable(error) from error
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _unreachable(self, error: Exception) -> ServiceError:
+        why = str(error) or type(error).__name__
+        return ServiceError(f"no answer from {self.url} ({why}); `care-sweep serve` starts a service")
+
+
+class _InterruptedError(Exception):
+    """The stream has more to tell, on another connection."""
+
+
+def path_of(*parts: str | int) -> str:
+    """The API's path of these parts, each quoted."""
+    return "/v1/" + "/".join(quote(str(part), safe="") for part in parts)
+
+
+def _accepted(response: httpx2.Response) -> httpx2.Response:
+    """The response if it is of 2xx; else the problem that it tells is raised."""
+    if response.is_success:
+        return response
+    response.read()
+    try:
+        document = response.json()
+        places = document.get("problems", [])
+        problems = [Problem(place["pointer"], place["detail"], place.get("value")) for place in places]
+        message = document["title"] if problems else document["detail"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        message, problems = f"the service answered {response.status_code} {response.reason_phrase}", []
+    raise ServiceError(message, status=response.status_code, problems=problems)
+
+
+def _verify(path: Path, response: httpx2.Response) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").digest()
+    if response.headers.get("repr-digest") != f"sha-256=:{base64.b64encode(found).decode()}:":
+        raise CheckpointError(f"the download was damaged on its way: its SHA-256 is {found.hex()}; try again")
+
+
+def _file_name(response: httpx2.Response) -> str:
+    _, _, name = response.headers.get("content-disposition", "").partition("filename=")
+    return Path(name.strip('"')).name or "checkpoint.tar"

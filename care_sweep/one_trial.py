@@ -1,0 +1,96 @@
+"""What does one trial do, seen in a terminal? `care-sweep train`: no service, no Ray, one progress bar."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from care_sweep.errors import InvalidDocument, Problem
+from care_sweep.settings import Settings
+from care_sweep.spec import CategoricalParameter, Measurement, Scalar, SearchSpace, TrialConfig
+
+__all__ = ["configure", "train_one"]
+
+
+def configure(space: SearchSpace, overrides: Mapping[str, Scalar], seed: int) -> TrialConfig:
+    """The trial that a space stands for: each parameter at its default, else as in the first baseline that
+    has it, else its first choice; `overrides` win over these and over what is fixed.
+
+    Raises:
+        InvalidDocument: a parameter has none of these, or an override is unknown or unfit.
+    """
+    values: dict[str, Scalar] = {}
+    for name, parameter in space.parameters.items():
+        if name in overrides or not parameter.is_active({**values, **overrides}):
+            continue
+        known = [baseline[name] for baseline in space.baselines if name in baseline]
+        if parameter.default is not None:
+            values[name] = parameter.default
+        elif known:
+            values[name] = known[0]
+        elif isinstance(parameter, CategoricalParameter):
+            values[name] = parameter.choices[0]
+        else:
+            detail = f"{space.name} has no default for it; give one, as in --set {name}=VALUE"
+            raise InvalidDocument([Problem(f"/parameters/{name}", detail)])
+    return space.trial_config({**values, **overrides}, seed)
+
+
+def train_one(
+    console: Console,
+    config: TrialConfig,
+    settings: Settings,
+    directory: Path,
+    *,
+    download: bool,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train, evaluate and save one trial; the last measurement, and where its checkpoint lies."""
+    from care_sweep.learn.data import load_dataset  # noqa: PLC0415  (torch loads only for this command)
+    from care_sweep.learn.train import train  # noqa: PLC0415
+
+    data = load_dataset(
+        config.dataset,
+        download_directory=settings.download_directory,
+        resize=config.resize,
+        download=download,
+    )
+    states = sorted(directory.glob("state-*.pt")) if resume else []
+    measurements: list[Measurement] = []
+    with _progress(console) as progress:
+        task = progress.add_task("epochs", total=config.epochs, metric="")
+
+        def report(measurement: Measurement) -> None:
+            measurements.append(measurement)
+            accuracy = measurement.metrics["validation_knn_accuracy"]
+            progress.update(task, completed=measurement.epoch, metric=f"validation kNN {accuracy:.4f}")
+
+        train(config, data, report, directory=directory, resume_from=states[-1] if states else None)
+    last = measurements[-1]
+    return {
+        "config": config.model_dump(mode="json"),
+        "epochs": last.epoch,
+        "metrics": last.metrics,
+        "checkpoint": str(directory / last.checkpoint.name) if last.checkpoint else None,
+    }
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[metric]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,1 @@
+"""The HTTP service: it reads and writes the store, and never loads torch or Ray."""

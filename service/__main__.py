@@ -1,0 +1,63 @@
+"""How does the service start? `python -m service --host 127.0.0.1 --port 8484` (port 0 takes a free one)."""
+
+import argparse
+import contextlib
+import logging
+import socket
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+
+from care_sweep.errors import DatabaseError
+from care_sweep.settings import Settings
+from care_sweep.store import Store, open_database
+from service.app import create_app
+
+__all__ = ["main"]
+
+_GRACE_SECONDS = 10  # for requests in flight; without it an open stream would hold the process for ever
+
+
+class _Server(uvicorn.Server):
+    """Tells one machine-readable line when it is ready, and its streams when it is told to end."""
+
+    def __init__(self, config: uvicorn.Config, closing: threading.Event) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._closing.set()
+        super().handle_exit(sig, frame)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8484)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings.from_environment()
+    try:
+        listening = socket.create_server((arguments.host, arguments.port), backlog=2048)
+        app = create_app(settings, Store(open_database(settings.database_url)))
+    except (OSError, OverflowError, DatabaseError) as error:
+        print(f"the service cannot start on {arguments.host}:{arguments.port}: {error}", file=sys.stderr)
+        return 1
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS, lifespan="off"
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        _Server(config, app.state.closing).run(sockets=[listening])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

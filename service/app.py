@@ -1,0 +1,61 @@
+"""How is the service put together? Its routes, its errors and its OpenAPI document."""
+
+import threading
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from care_sweep.settings import Settings
+from care_sweep.store import Store
+from service import problems, surroundings, sweeps, trials
+from service.schemas import SweepDocument
+
+__all__ = ["create_app"]
+
+_DESCRIPTION = """Hyperparameter sweeps for CARE: submit a search space, follow it, download the best encoder.
+
+Errors are RFC 9457 problems (`application/problem+json`) that point at what is wrong."""
+
+
+def create_app(settings: Settings, store: Store) -> FastAPI:
+    """The service over a store. Setting `app.state.closing` lets its endless streams end."""
+    app = FastAPI(
+        title="care-sweep",
+        version=version("care-sweep"),
+        description=_DESCRIPTION,
+        separate_input_output_schemas=False,  # one schema serves the document and the answer that repeats it
+        redoc_url=None,
+    )
+    app.state.settings, app.state.store, app.state.closing = settings, store, threading.Event()
+    problems.install(app)
+    for router in (sweeps.router, trials.router, surroundings.router):
+        app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the schemas that no signature names: the request and the problem.
+
+    Without the refusals that FastAPI adds to every route with a parameter: ours say which they give.
+    """
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        _, unnamed = models_json_schema(
+            [(SweepDocument, "validation"), (problems.ProblemDocument, "validation")],
+            ref_template="#/components/schemas/{model}",
+        )
+        for operation in (one for path in document["paths"].values() for one in path.values()):
+            if problems.MEDIA_TYPE not in operation["responses"].get("422", {}).get("content", {}):
+                operation["responses"].pop("422", None)
+        schemas = {**unnamed["$defs"], **document["components"]["schemas"]}
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        document["components"]["schemas"] = dict(sorted(schemas.items()))
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,149 @@
+"""Which bytes below `storage_uri` may leave by HTTP, and are they the ones that were stored?"""
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from fastapi.responses import Response, StreamingResponse
+from starlette.datastructures import Headers
+
+from care_sweep.errors import CheckpointError, NotFound
+from care_sweep.store import TrialRecord
+from service.problems import answers
+
+__all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "log_response"]
+
+_CHUNK_BYTES = 256 * 1024
+_TAR = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
+
+CHECKPOINT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The checkpoint", "content": _TAR},
+    206: {"description": "The range of it that was asked for", "content": _TAR},
+    304: {"description": "The reader has it already"},
+    **answers(404, 416, 500, 503),
+}
+
+
+def checkpoint_response(storage: Path, trial: TrialRecord, headers: Headers) -> Response:
+    """The trial's checkpoint, or the one range of it that was asked for.
+
+    The whole file is verified before its first byte is sent, once for each state of the file.
+
+    Raises:
+        NotFound: the trial has no checkpoint.
+        CheckpointError: the file is missing, or is not the one that was stored.
+        HTTPException: 416, the range lies outside the file.
+    """
+    stored = trial.checkpoint
+    if stored is None:
+        raise NotFound(f"trial {trial.number} has no checkpoint; it is {trial.state}")
+    path = _below(_trial_directory(storage, trial), stored.name)
+    status = _verified(path, stored.sha256, trial.number)
+    digest = base64.b64encode(bytes.fromhex(stored.sha256)).decode()
+    answer = {
+        "ETag": f'"{stored.sha256}"',
+        "Repr-Digest": f"sha-256=:{digest}:",
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{trial.sweep_id}-trial-{trial.number:05d}.tar"',
+    }
+    if _names(headers.get("if-none-match"), answer["ETag"]):
+        return Response(status_code=304, headers=answer)
+    size = status.st_size
+    wanted = headers.get("range") if headers.get("if-range", answer["ETag"]) == answer["ETag"] else None
+    part = _single_range(wanted, size)
+    if part is None:
+        start, stop, code = 0, size, 200
+    else:
+        start, stop, code = part.start, part.stop, 206
+        answer["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+    answer["Content-Length"] = str(stop - start)
+    return StreamingResponse(_chunks(path, start, stop), code, answer, media_type="application/x-tar")
+
+
+def log_response(storage: Path, trial: TrialRecord, attempt: int) -> Response:
+    """What one attempt has logged so far.
+
+    Raises:
+        NotFound: there was no such attempt, or it has logged nothing yet.
+    """
+    path = _below(_trial_directory(storage, trial), f"attempt-{attempt}/log.txt")
+    if not 1 <= attempt <= trial.attempt:
+        raise NotFound(f"trial {trial.number} has no attempt {attempt}; its last is {trial.attempt}")
+    if not path.is_file():
+        raise NotFound(f"attempt {attempt} of trial {trial.number} has logged nothing yet")
+    size = path.stat().st_size  # a running attempt appends while this is read
+    headers = {"Content-Length": str(size), "X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(_chunks(path, 0, size), 200, headers, media_type="text/plain; charset=utf-8")
+
+
+def _trial_directory(storage: Path, trial: TrialRecord) -> Path:
+    return storage / "sweeps" / trial.sweep_id / "trials" / f"{trial.number:05d}"
+
+
+def _below(root: Path, name: str) -> Path:
+    """`root / name` with links followed, if it still lies below `root`."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise NotFound(f"{name!r} does not lie in the trial's directory")
+    return path
+
+
+def _verified(path: Path, sha256: str, number: int) -> os.stat_result:
+    try:
+        status = path.stat()
+        found = _sha256(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint of trial {number} cannot be read: {error.strerror}") from error
+    if found != sha256:
+        raise CheckpointError(
+            f"the checkpoint of trial {number} is damaged: its SHA-256 is {found}, stored was {sha256}"
+        )
+    return status
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, inode: int, size: int, mtime_ns: int) -> str:
+    """The file's hash; inode, size and time only tell its states apart."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _names(if_none_match: str | None, etag: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return etag in tags or "*" in tags
+
+
+def _single_range(header: str | None, size: int) -> range | None:
+    """The bytes that a Range header asks for; None for all of them.
+
+    RFC 9110 lets a server ignore a header that is malformed or asks for several ranges.
+    """
+    asked = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").replace(" ", ""))
+    if asked is None or asked[0] == "bytes=-":
+        return None
+    first, last = asked[1], asked[2]
+    if first and last and int(first) > int(last):
+        return None
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if start >= stop:
+        detail = f"the checkpoint has {size} bytes: a range must begin at 0 to {size - 1}"
+        raise HTTPException(416, detail, {"Content-Range": f"bytes */{size}"})
+    return range(start, stop)
+
+
+def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop:
+            chunk = file.read(min(_CHUNK_BYTES, stop - start))
+            if not chunk:
+                raise OSError(f"{path} became shorter while it was sent")
+            start += len(chunk)
+            yield chunk

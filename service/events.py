@@ -1,0 +1,48 @@
+"""What happens in a sweep, told as it happens: server-sent events from the store's outbox."""
+
+import logging
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+import anyio
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import ServerSentEvent
+
+from care_sweep.store import EventRecord, Store
+from service.problems import DATABASE_AWAY
+from service.schemas import Event
+
+__all__ = ["follow"]
+
+_POLL_SECONDS = 0.3
+_RECONNECT_MILLISECONDS = 1000
+_log = logging.getLogger(__name__)
+
+
+async def follow(
+    store: Store, sweep_id: str, after: int, closing: threading.Event
+) -> AsyncIterator[ServerSentEvent]:
+    """Every event of the sweep that comes after `after`, once and in order, until the sweep has ended.
+
+    A stream that ends for another reason (the service stops, the database is away) says so with a last
+    `retry` field: its reader comes back with Last-Event-ID and misses nothing.
+    """
+    while not closing.is_set():
+        try:
+            ended, batch = await run_in_threadpool(_look, store, sweep_id, after)
+        except DATABASE_AWAY as error:
+            _log.error("events of sweep %s: the database does not answer: %s", sweep_id, error)
+            break
+        for record in batch:
+            yield ServerSentEvent(data=Event.of(record), event=record.kind, id=str(record.sequence))
+            after = record.sequence
+        if not batch:
+            if ended:
+                return
+            await anyio.sleep(_POLL_SECONDS)
+    yield ServerSentEvent(retry=_RECONNECT_MILLISECONDS)
+
+
+def _look(store: Store, sweep_id: str, after: int) -> tuple[bool, Sequence[EventRecord]]:
+    """Whether the sweep had ended, and then what is new: in this order nothing can slip in between."""
+    return store.sweep(sweep_id).state.is_terminal, store.events(sweep_id, after=after)

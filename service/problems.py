@@ -1,0 +1,149 @@
+"""How does an error become an answer? RFC 9457 problems, for every error and on every route."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from care_sweep.documents import pointer, shorten
+from care_sweep.errors import (
+    CareSweepError,
+    CheckpointError,
+    Conflict,
+    DatabaseError,
+    IdempotencyKeyReused,
+    InvalidDocument,
+    NotFound,
+    Problem,
+)
+
+__all__ = ["DATABASE_AWAY", "MEDIA_TYPE", "ProblemDocument", "answers", "install"]
+
+MEDIA_TYPE = "application/problem+json"
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+"""What SQLAlchemy raises when the database does not answer."""
+_RETRY_AFTER_SECONDS = 5
+_log = logging.getLogger(__name__)
+
+
+class ProblemPlace(BaseModel):
+    """One thing that is wrong with a request."""
+
+    pointer: str = Field(
+        description="JSON pointer into the document sent, or /query/NAME, /path/NAME, /header/NAME"
+    )
+    detail: str
+    value: str | None = Field(None, description="what stood there, shortened")
+
+
+class ProblemDocument(BaseModel):
+    """Why a request was refused (RFC 9457)."""
+
+    type: str = Field(examples=["urn:care-sweep:problem:invalid-document"])
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="the path of the request")
+    problems: list[ProblemPlace] = []
+
+
+_KINDS: Mapping[type[CareSweepError], tuple[int, str]] = {
+    InvalidDocument: (422, "Invalid document"),
+    NotFound: (404, "Not found"),
+    Conflict: (409, "Conflict"),
+    IdempotencyKeyReused: (422, "Idempotency key reused"),
+    CheckpointError: (500, "Checkpoint damaged"),
+    DatabaseError: (503, "Database out of reach"),
+}
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may be refused with these statuses."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Have every error that leaves a route, and every one that finds none, answered as a problem."""
+    app.exception_handler(CareSweepError)(_refused)
+    app.exception_handler(RequestValidationError)(_malformed)
+    app.exception_handler(HTTPException)(_http)
+    for error in DATABASE_AWAY:
+        app.exception_handler(error)(_database_away)
+    app.exception_handler(Exception)(_unforeseen)
+
+
+async def _refused(request: Request, error: CareSweepError) -> Response:
+    status, title = _KINDS.get(type(error), (500, "Internal error"))
+    if status >= 500:
+        _log.error("%s %s: %s", request.method, request.url.path, error)
+    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if status == 503 else {}
+    if isinstance(error, InvalidDocument):
+        number = len(error.problems)
+        detail = str(error.problems[0]) if number == 1 else f"the document has {number} problems"
+        return _answer(request, status, title, detail, error.problems, headers)
+    return _answer(request, status, title, str(error), (), headers)
+
+
+async def _malformed(request: Request, error: RequestValidationError) -> Response:
+    """A parameter of the request that cannot be read. What no path can name is not there: 404."""
+    problems = [
+        Problem(pointer(*found["loc"]), found["msg"].removeprefix("Input "), shorten(found["input"]))
+        for found in error.errors()
+    ]
+    if any(found["loc"][0] == "path" for found in error.errors()):
+        return _answer(request, 404, "Not found", f"there is no {request.url.path}", problems)
+    return _answer(request, 422, "Invalid parameter", "; ".join(map(str, problems)), problems)
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = str(error.detail)
+    if detail == phrase and error.status_code == 404:
+        detail = f"there is no {request.url.path}; /docs lists what there is"
+    elif detail == phrase and error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"{request.method} is not for {request.url.path}; use {allowed}"
+    return _answer(request, error.status_code, phrase.capitalize(), detail, (), error.headers)
+
+
+async def _database_away(request: Request, error: Exception) -> Response:
+    _log.error("%s %s: the database does not answer: %s", request.method, request.url.path, error)
+    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
+    detail = f"the database does not answer; try again in {_RETRY_AFTER_SECONDS} s"
+    return _answer(request, 503, "Database out of reach", detail, (), headers)
+
+
+async def _unforeseen(request: Request, _: Exception) -> Response:
+    """A bug of ours; Starlette logs its traceback once this is sent."""
+    return _answer(request, 500, "Internal error", "a bug in care-sweep; the log of the service has more")
+
+
+def _answer(
+    request: Request,
+    status: int,
+    title: str,
+    detail: str,
+    problems: Sequence[Problem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    document = {
+        "type": "urn:care-sweep:problem:" + title.lower().replace(" ", "-"),
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "problems": [problem.to_json() for problem in problems],
+    }
+    # A refused document may hold half a surrogate pair, which UTF-8 cannot write.
+    content = json.dumps(document, ensure_ascii=False).encode(errors="replace")
+    return Response(content, status, dict(headers or {}), MEDIA_TYPE)

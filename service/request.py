@@ -1,0 +1,41 @@
+"""What does every route need: the application's store, settings and shutdown signal, and how ids are read."""
+
+import threading
+from typing import Annotated
+
+from fastapi import Depends, Path, Query, Request
+
+from care_sweep.settings import Settings
+from care_sweep.store import Store
+
+__all__ = ["Closing", "PageSize", "PageToken", "SettingsHeld", "StoreHeld", "SweepId", "TrialNumber"]
+
+
+def _store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _closing(request: Request) -> threading.Event:
+    closing: threading.Event = request.app.state.closing
+    return closing
+
+
+StoreHeld = Annotated[Store, Depends(_store)]
+SettingsHeld = Annotated[Settings, Depends(_settings)]
+Closing = Annotated[threading.Event, Depends(_closing)]
+"""Set once the process is told to end; a stream that would go on for ever looks at it."""
+
+SweepId = Annotated[
+    str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="the id that a submission answered")
+]
+TrialNumber = Annotated[int, Path(ge=0, lt=2**31, description="trials count from 0")]
+PageSize = Annotated[int, Query(ge=1, le=1000, description="how many at most")]
+PageToken = Annotated[
+    str | None, Query(pattern=r"^[0-9]{1,18}$", description="the next_page_token of the page before")
+]

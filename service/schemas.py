@@ -1,0 +1,339 @@
+"""What do answers look like? The models of the API, built from the store's records here and only here."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, Field
+
+from care_sweep.search.analysis import Comparison, Importance, RankedTrial
+from care_sweep.spec import Scalar, SearchSpace, SweepSpec, SweepState, TrialState
+from care_sweep.store import (
+    AttemptRecord,
+    ClusterRecord,
+    EventRecord,
+    MeasurementRecord,
+    SweepRecord,
+    TrialRecord,
+)
+
+__all__ = [
+    "Attempt",
+    "Best",
+    "Checkpoint",
+    "Cluster",
+    "Event",
+    "Measurement",
+    "Measurements",
+    "Node",
+    "Resolved",
+    "SearchSpaces",
+    "Status",
+    "Sweep",
+    "SweepDocument",
+    "SweepPage",
+    "SweepSummary",
+    "Trial",
+    "TrialDetail",
+    "TrialPage",
+]
+
+
+class SweepDocument(SweepSpec):
+    """What a submission says: a sweep whose space is a document or the name of a search space."""
+
+    space: SearchSpace | str  # type: ignore[assignment]  # documents the request, parses nothing
+
+
+class Resolved(BaseModel):
+    """A submission that would be accepted, with every default and the whole space written out."""
+
+    spec: SweepSpec
+
+
+class SweepLinks(BaseModel):
+    self: str
+    trials: str
+    events: str
+    best: str
+
+    @classmethod
+    def of(cls, sweep_id: str) -> Self:
+        here = f"/v1/sweeps/{sweep_id}"
+        return cls(self=here, trials=f"{here}/trials", events=f"{here}/events", best=f"{here}/best")
+
+
+class SweepSummary(BaseModel):
+    """A sweep as it stands in a list."""
+
+    id: str
+    name: str
+    state: SweepState
+    reason: str | None
+    message: str | None
+    space: str
+    metric: str
+    num_trials: int
+    trial_counts: dict[TrialState, int] = Field(description="trials that exist so far, by state")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: SweepLinks
+
+    @classmethod
+    def fields_of(cls, record: SweepRecord) -> dict[str, Any]:
+        return {
+            "id": record.id,
+            "name": record.name,
+            "state": record.state,
+            "reason": record.reason,
+            "message": record.message,
+            "space": record.spec.space.name,
+            "metric": record.spec.metric,
+            "num_trials": record.spec.num_trials,
+            "trial_counts": record.trial_counts,
+            "created_at": _time(record.created_at),
+            "started_at": _time(record.started_at),
+            "finished_at": _time(record.finished_at),
+            "links": SweepLinks.of(record.id),
+        }
+
+    @classmethod
+    def of(cls, record: SweepRecord) -> Self:
+        return cls(**cls.fields_of(record))
+
+
+class Sweep(SweepSummary):
+    """A sweep with the whole document it runs."""
+
+    spec: SweepSpec
+
+    @classmethod
+    def of(cls, record: SweepRecord) -> Self:
+        return cls(**cls.fields_of(record), spec=record.spec)
+
+
+class SweepPage(BaseModel):
+    """Some sweeps, newest first, and the token of the next page (null at the end)."""
+
+    sweeps: list[SweepSummary]
+    next_page_token: str | None
+
+
+class Checkpoint(BaseModel):
+    """A checkpoint that can be downloaded."""
+
+    sha256: str
+    size_bytes: int
+
+
+class TrialLinks(BaseModel):
+    self: str
+    sweep: str
+    measurements: str
+    logs: str
+    checkpoint: str | None
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Self:
+        sweep = f"/v1/sweeps/{record.sweep_id}"
+        here = f"{sweep}/trials/{record.number}"
+        return cls(
+            self=here,
+            sweep=sweep,
+            measurements=f"{here}/measurements",
+            logs=f"{here}/logs",
+            checkpoint=f"{here}/checkpoint" if record.checkpoint else None,
+        )
+
+
+class Trial(BaseModel):
+    """One configuration and what has become of it."""
+
+    number: int
+    parameters: dict[str, Scalar]
+    is_baseline: bool
+    state: TrialState
+    reason: str | None
+    message: str | None
+    value: float | None = Field(description="the metric after the last scheduled epoch, once COMPLETE")
+    attempt: int
+    last_epoch: int
+    metrics: dict[str, float] = Field(description="what the last epoch reported")
+    checkpoint: Checkpoint | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: TrialLinks
+
+    @classmethod
+    def fields_of(cls, record: TrialRecord) -> dict[str, Any]:
+        stored = record.checkpoint
+        return {
+            "number": record.number,
+            "parameters": record.parameters,
+            "is_baseline": record.is_baseline,
+            "state": record.state,
+            "reason": record.reason,
+            "message": record.message,
+            "value": record.value,
+            "attempt": record.attempt,
+            "last_epoch": record.last_epoch,
+            "metrics": record.metrics,
+            "checkpoint": stored and Checkpoint(sha256=stored.sha256, size_bytes=stored.size_bytes),
+            "started_at": _time(record.started_at),
+            "finished_at": _time(record.finished_at),
+            "links": TrialLinks.of(record),
+        }
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Self:
+        return cls(**cls.fields_of(record))
+
+
+class Attempt(BaseModel):
+    """One execution of a trial, and why it ended."""
+
+    attempt: int
+    started_at: datetime
+    finished_at: datetime | None
+    reason: str | None
+    message: str | None
+
+
+class TrialDetail(Trial):
+    """A trial with each of its executions, first to last."""
+
+    attempts: list[Attempt]
+
+    @classmethod
+    def with_attempts(cls, record: TrialRecord, attempts: Sequence[AttemptRecord]) -> Self:
+        shown = [
+            Attempt(
+                attempt=attempt.attempt,
+                started_at=_moment(attempt.started_at),
+                finished_at=_time(attempt.finished_at),
+                reason=attempt.reason,
+                message=attempt.message,
+            )
+            for attempt in attempts
+        ]
+        return cls(**cls.fields_of(record), attempts=shown)
+
+
+class TrialPage(BaseModel):
+    """Some trials by number, and the token of the next page (null at the end)."""
+
+    trials: list[Trial]
+    next_page_token: str | None
+
+
+class Measurement(BaseModel):
+    """What one epoch reported; `seconds` is the training time it took."""
+
+    epoch: int
+    attempt: int
+    metrics: dict[str, float]
+    seconds: float
+    recorded_at: datetime
+
+
+class Measurements(BaseModel):
+    """Every measurement of a trial, by epoch."""
+
+    measurements: list[Measurement]
+
+    @classmethod
+    def of(cls, records: Sequence[MeasurementRecord]) -> Self:
+        shown = [
+            Measurement(
+                epoch=record.epoch,
+                attempt=record.attempt,
+                metrics=dict(record.metrics),
+                seconds=record.seconds,
+                recorded_at=_moment(record.recorded_at),
+            )
+            for record in records
+        ]
+        return cls(measurements=shown)
+
+
+class Best(BaseModel):
+    """What a sweep has found so far; only COMPLETE trials rank."""
+
+    metric: str
+    configurations: list[RankedTrial] = Field(description="the best, baselines among them")
+    baselines: list[RankedTrial] = Field(description="by number")
+    comparisons: list[Comparison] = Field(description="the best searched configuration against each baseline")
+    importance: Importance
+    evidence: str = Field(description="what all this is worth, in words")
+
+
+class Event(BaseModel):
+    """One change of a sweep; `kind` is sweep, trial or measurement."""
+
+    sequence: int
+    kind: str
+    recorded_at: datetime
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: EventRecord) -> Self:
+        return cls(
+            sequence=record.sequence,
+            kind=record.kind,
+            recorded_at=_moment(record.recorded_at),
+            data=dict(record.data),
+        )
+
+
+class SearchSpaces(BaseModel):
+    """The search spaces that have a name."""
+
+    search_spaces: list[SearchSpace]
+
+
+class Node(BaseModel):
+    id: str
+    host: str
+    is_alive: bool
+    resources: dict[str, float] = Field(description="cpus, gpus, memory_bytes, object_store_bytes")
+
+
+class Cluster(BaseModel):
+    """What a runner last saw of the Ray cluster; empty where none has reported."""
+
+    reported_at: datetime | None = None
+    age_seconds: float | None = None
+    runner: str | None = None
+    ray_version: str | None = None
+    dashboard_url: str | None = None
+    nodes: list[Node] = []
+    resources: dict[str, float] = {}
+    available: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, record: ClusterRecord, now: float) -> Self:
+        return cls(
+            reported_at=_moment(record.reported_at),
+            age_seconds=round(max(0.0, now - record.reported_at), 3),
+            runner=record.runner,
+            **{key: value for key, value in record.report.items() if key in _REPORTED and value is not None},
+        )
+
+
+_REPORTED = ("ray_version", "dashboard_url", "nodes", "resources", "available")
+
+
+class Status(BaseModel):
+    """That the service runs (`healthz`) or can work (`readyz`)."""
+
+    status: str
+    version: str
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _moment(seconds)

@@ -1,0 +1,103 @@
+"""Can this sweep be accepted? From the body to a document, to a sweep, to a sweep that can run here."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request
+
+from care_sweep.datasets import locate
+from care_sweep.documents import shorten
+from care_sweep.errors import DatasetError, InvalidDocument, Problem
+from care_sweep.search.catalog import read_document, resolve_sweep
+from care_sweep.settings import Settings
+from care_sweep.spec import SweepSpec, TrialConfig
+from care_sweep.store import ClusterRecord, Store
+
+__all__ = ["MAX_BODY_BYTES", "Body", "accept"]
+
+MAX_BODY_BYTES = 1024 * 1024
+_MEDIA_TYPES = re.compile(r"application/([\w.-]+\+)?json|(application|text)/(x-)?yaml", re.IGNORECASE)
+_CLUSTER_IS_KNOWN_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class _Body:
+    text: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text).hexdigest()
+
+
+async def _read_body(request: Request) -> _Body:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    if not _MEDIA_TYPES.fullmatch(media_type):
+        raise HTTPException(
+            415, f"a sweep comes as application/json or application/yaml, not as {media_type or 'nothing'!r}"
+        )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+        raise _too_large()
+    text = bytearray()
+    async for chunk in request.stream():
+        text += chunk
+        if len(text) > MAX_BODY_BYTES:
+            raise _too_large()
+    return _Body(bytes(text))
+
+
+Body = Annotated[_Body, Depends(_read_body)]
+
+
+def _too_large() -> HTTPException:
+    detail = f"the body has more than {MAX_BODY_BYTES} bytes; a sweep is a small document"
+    return HTTPException(413, detail, {"Connection": "close"})
+
+
+def accept(body: _Body, settings: Settings, store: Store) -> SweepSpec:
+    """The sweep that a body asks for, with every default and the whole space.
+
+    Raises:
+        InvalidDocument: it is malformed, its images are not here, or the cluster can never run its trials.
+    """
+    spec = resolve_sweep(read_document(body.text))
+    problems = [*_dataset_problems(spec, settings), *_resource_problems(spec, _known_cluster(store))]
+    if problems:
+        raise InvalidDocument(problems)
+    return spec
+
+
+def _dataset_problems(spec: SweepSpec, settings: Settings) -> Iterator[Problem]:
+    name = str(spec.space.fixed.get("dataset", TrialConfig.model_fields["dataset"].default))
+    try:
+        locate(name, download_directory=settings.download_directory, roots=settings.data_roots)
+    except DatasetError as error:
+        yield Problem("/space/fixed/dataset", str(error), shorten(name))
+
+
+def _known_cluster(store: Store) -> ClusterRecord | None:
+    newest = next(iter(store.clusters()), None)
+    if newest is None or store.clock() - newest.reported_at > _CLUSTER_IS_KNOWN_SECONDS:
+        return None
+    return newest
+
+
+def _resource_problems(spec: SweepSpec, cluster: ClusterRecord | None) -> Iterator[Problem]:
+    """Ray waits for ever for what no node has. A cluster that nobody reported may have anything."""
+    nodes: Sequence[Any] = [] if cluster is None else cluster.report.get("nodes", [])
+    alive = [node["resources"] for node in nodes if node["is_alive"]]
+    if not alive:
+        return
+    wanted = spec.resources
+    most_cpus = max(resources.get("cpus", 0) for resources in alive)
+    if wanted.cpus_per_trial > most_cpus:
+        detail = f"the largest node of the cluster has {most_cpus:g} CPUs; use at most that many"
+        yield Problem("/resources/cpus_per_trial", detail, shorten(wanted.cpus_per_trial))
+    if wanted.gpus_per_trial != "auto" and wanted.gpus_per_trial > max(r.get("gpus", 0) for r in alive):
+        detail = (
+            "no node of the cluster has a GPU to give; use 0, or auto, which takes one where there is one"
+        )
+        yield Problem("/resources/gpus_per_trial", detail, shorten(wanted.gpus_per_trial))

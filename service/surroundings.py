@@ -1,0 +1,48 @@
+"""Routes: what a sweep can draw on (search spaces, the cluster), and whether the service is well."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+
+from care_sweep.search.catalog import load_space, space_names
+from care_sweep.spec import SearchSpace
+from service.problems import answers
+from service.request import StoreHeld
+from service.schemas import Cluster, SearchSpaces, Status
+
+__all__ = ["router"]
+
+router = APIRouter()
+_VERSION = version("care-sweep")
+
+
+@router.get("/v1/search-spaces", tags=["search spaces"])
+def list_spaces() -> SearchSpaces:
+    """The search spaces that a sweep can name."""
+    return SearchSpaces(search_spaces=[load_space(name) for name in space_names()])
+
+
+@router.get("/v1/search-spaces/{name}", tags=["search spaces"], responses=answers(404))
+def get_space(name: str) -> SearchSpace:
+    """One search space."""
+    return load_space(name)
+
+
+@router.get("/v1/cluster", tags=["cluster"], responses=answers(503))
+def cluster(store: StoreHeld) -> Cluster:
+    """The Ray cluster as a runner last saw it, and where its dashboard is."""
+    newest = next(iter(store.clusters()), None)
+    return Cluster() if newest is None else Cluster.of(newest, store.clock())
+
+
+@router.get("/healthz", tags=["health"])
+def healthz() -> Status:
+    """The process answers."""
+    return Status(status="ok", version=_VERSION)
+
+
+@router.get("/readyz", tags=["health"], responses=answers(503))
+def readyz(store: StoreHeld) -> Status:
+    """The process answers, and so does its database."""
+    store.ping()
+    return Status(status="ready", version=_VERSION)

@@ -1,0 +1,136 @@
+"""Routes: which sweeps are there, a new one, what has become of one, and an end to it."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from care_sweep.spec import SweepState
+from service import artifacts, findings, submission
+from service.events import follow
+from service.problems import answers
+from service.request import Closing, PageSize, PageToken, SettingsHeld, StoreHeld, SweepId
+from service.schemas import Best, Resolved, Sweep, SweepPage, SweepSummary
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
+
+_DOCUMENT = {"schema": {"$ref": "#/components/schemas/SweepDocument"}}
+_REQUEST_BODY = {"required": True, "content": {"application/json": _DOCUMENT, "application/yaml": _DOCUMENT}}
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="names this submission for 24 hours: sent again, it answers the sweep it made at first",
+    ),
+]
+_Sequence = Annotated[int, Query(ge=0, lt=2**63, description="only events after this one")]
+_LastEventId = Annotated[
+    int | None,
+    Header(alias="Last-Event-ID", ge=0, lt=2**63, description="what a reader has seen; wins over after"),
+]
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses={
+        200: {"model": Resolved | Sweep, "description": "a key that was used before, or validate_only"},
+        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
+        **answers(409, 413, 415, 422, 503),
+    },
+    openapi_extra={"requestBody": _REQUEST_BODY},
+)
+def submit(
+    body: submission.Body,
+    store: StoreHeld,
+    settings: SettingsHeld,
+    response: Response,
+    idempotency_key: _IdempotencyKey = None,
+    validate_only: Annotated[bool, Query(description="answer the resolved sweep and write nothing")] = False,
+) -> Sweep | Resolved:
+    """Submit a sweep, as JSON or YAML. What was answered with 201 is durable."""
+    spec = submission.accept(body, settings, store)
+    if validate_only:
+        response.status_code = 200
+        return Resolved(spec=spec)
+    record, is_new = store.submit(spec, idempotency_key=idempotency_key, body_sha256=body.sha256)
+    sweep = Sweep.of(record)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = sweep.links.self
+    return sweep
+
+
+@router.get("", responses=answers(422, 503))
+def list_sweeps(
+    store: StoreHeld,
+    page_size: PageSize = 50,
+    page_token: PageToken = None,
+    state: Annotated[list[SweepState], Query(description="only sweeps in one of these states")] = [],  # noqa: B006
+) -> SweepPage:
+    """Sweeps, newest first."""
+    page = store.sweeps(states=state, page_size=page_size, page_token=page_token)
+    return SweepPage(sweeps=[SweepSummary.of(one) for one in page.items], next_page_token=page.next_token)
+
+
+@router.get("/{sweep_id}", responses=answers(404, 503))
+def get_sweep(sweep_id: SweepId, store: StoreHeld) -> Sweep:
+    """One sweep, with the whole document it runs."""
+    return Sweep.of(store.sweep(sweep_id))
+
+
+@router.post("/{sweep_id}:cancel", responses={202: {"model": Sweep}, **answers(404, 409, 503)})
+def cancel(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
+    """End a sweep: a waiting one at once (200), a running one once its runner has stopped it (202)."""
+    record = store.request_cancel(sweep_id)
+    response.status_code = 200 if record.state.is_terminal else 202
+    return Sweep.of(record)
+
+
+@router.get("/{sweep_id}/best", responses=answers(404, 422, 503))
+def best(
+    sweep_id: SweepId,
+    store: StoreHeld,
+    k: Annotated[int, Query(ge=1, le=1000, description="how many configurations")] = 5,
+) -> Best:
+    """The best configurations beside the baselines, and what the evidence is worth."""
+    return findings.best(store, sweep_id, k)
+
+
+@router.get(
+    "/{sweep_id}/checkpoints/best",
+    response_class=Response,
+    responses=artifacts.CHECKPOINT_RESPONSES,
+)
+def best_checkpoint(
+    sweep_id: SweepId, store: StoreHeld, settings: SettingsHeld, request: Request
+) -> Response:
+    """The checkpoint of the best configuration so far."""
+    trial = findings.best_trial(store, sweep_id)
+    return artifacts.checkpoint_response(settings.storage_uri, trial, request.headers)
+
+
+def _sweep_exists(sweep_id: SweepId, store: StoreHeld) -> None:
+    store.sweep(sweep_id)  # before the stream begins, while a 404 can still be answered
+
+
+@router.get(
+    "/{sweep_id}/events",
+    response_class=EventSourceResponse,
+    responses=answers(404, 422, 503),
+    dependencies=[Depends(_sweep_exists)],
+)
+async def events(
+    sweep_id: SweepId,
+    store: StoreHeld,
+    closing: Closing,
+    after: _Sequence = 0,
+    last_event_id: _LastEventId = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `id` is the sequence, `event` the kind. The stream ends when the sweep has."""
+    seen = after if last_event_id is None else last_event_id
+    async for event in follow(store, sweep_id, seen, closing):
+        yield event

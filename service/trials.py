@@ -1,0 +1,63 @@
+"""Routes: the trials of a sweep, and what each measured, logged and left."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from care_sweep.spec import TrialState
+from service import artifacts
+from service.problems import answers
+from service.request import PageSize, PageToken, SettingsHeld, StoreHeld, SweepId, TrialNumber
+from service.schemas import Measurements, Trial, TrialDetail, TrialPage
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/sweeps/{sweep_id}/trials", tags=["trials"])
+
+
+@router.get("", responses=answers(404, 422, 503))
+def list_trials(
+    sweep_id: SweepId,
+    store: StoreHeld,
+    page_size: PageSize = 100,
+    page_token: PageToken = None,
+    state: Annotated[list[TrialState], Query(description="only trials in one of these states")] = [],  # noqa: B006
+) -> TrialPage:
+    """Trials by number."""
+    page = store.trials(sweep_id, states=state, page_size=page_size, page_token=page_token)
+    return TrialPage(trials=[Trial.of(one) for one in page.items], next_page_token=page.next_token)
+
+
+@router.get("/{number}", responses=answers(404, 503))
+def get_trial(sweep_id: SweepId, number: TrialNumber, store: StoreHeld) -> TrialDetail:
+    """One trial, with each of its attempts."""
+    return TrialDetail.with_attempts(store.trial(sweep_id, number), store.attempts(sweep_id, number))
+
+
+@router.get("/{number}/measurements", responses=answers(404, 503))
+def measurements(sweep_id: SweepId, number: TrialNumber, store: StoreHeld) -> Measurements:
+    """What each epoch reported."""
+    store.trial(sweep_id, number)
+    return Measurements.of(store.measurements(sweep_id, number))
+
+
+@router.get("/{number}/logs", response_class=PlainTextResponse, responses=answers(404, 422, 503))
+def logs(
+    sweep_id: SweepId,
+    number: TrialNumber,
+    store: StoreHeld,
+    settings: SettingsHeld,
+    attempt: Annotated[int | None, Query(ge=1, lt=2**31, description="the last one by default")] = None,
+) -> Response:
+    """What an attempt has logged so far."""
+    trial = store.trial(sweep_id, number)
+    return artifacts.log_response(settings.storage_uri, trial, attempt or trial.attempt)
+
+
+@router.get("/{number}/checkpoint", response_class=Response, responses=artifacts.CHECKPOINT_RESPONSES)
+def checkpoint(
+    sweep_id: SweepId, number: TrialNumber, store: StoreHeld, settings: SettingsHeld, request: Request
+) -> Response:
+    """The trial's checkpoint, a tar."""
+    return artifacts.checkpoint_response(settings.storage_uri, store.trial(sweep_id, number), request.headers)

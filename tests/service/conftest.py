@@ -1,0 +1,139 @@
+"""Fixtures of the service: one inside the test's process, one as the real process that users meet."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabrication import Fabricator
+from fastapi.testclient import TestClient
+from sqlalchemy import create_engine
+
+from care_sweep.settings import Settings
+from care_sweep.store import Store, open_database
+from service.app import create_app
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Store]:
+    store = Store(open_database(settings.database_url))
+    try:
+        yield store
+    finally:
+        store.engine.dispose()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.from_environment({"CARE_SWEEP_HOME": str(tmp_path / "home")})
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    with _opened(settings) as store:
+        yield store
+
+
+@pytest.fixture
+def fabricate(store: Store, settings: Settings) -> Fabricator:
+    return Fabricator(store, settings.storage_uri)
+
+
+@cache
+def _documented_paths() -> Any:
+    nowhere = Settings.from_environment({})
+    return create_app(nowhere, Store(create_engine("sqlite://"))).openapi()["paths"]
+
+
+class DocumentedClient(TestClient):
+    """Fails where the service answers a status that its OpenAPI document does not list."""
+
+    def request(self, method: str, url: Any, **options: Any) -> Any:
+        response = super().request(method, url, **options)
+        for template, operations in _documented_paths().items():
+            pattern = re.sub(r"\\{\w+\\}", "[^/:]+", re.escape(template))
+            operation = operations.get(method.lower())
+            if operation and re.fullmatch(pattern, response.request.url.path):
+                documented = operation["responses"].get(str(response.status_code))
+                assert documented, f"{method} {template} answered {response.status_code}, not in OpenAPI"
+                media_type = response.headers.get("content-type", "").partition(";")[0]
+                assert not media_type or media_type in documented["content"], (template, media_type)
+        return response
+
+
+@pytest.fixture
+def http(settings: Settings, store: Store) -> Iterator[TestClient]:
+    """The service in this process; what it does not foresee is a 500, as for a user."""
+    with DocumentedClient(create_app(settings, store), raise_server_exceptions=False) as client:
+        yield client
+
+
+class ServiceProcess:
+    """`python -m service`, by default on a free port; its store can be opened from here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.log_path = settings.home / "service.log"
+        self.start(port=0)
+
+    def start(self, port: int | None) -> None:
+        environment = {**os.environ, "CARE_SWEEP_HOME": str(self.settings.home), "PYTHONWARNINGS": "error"}
+        for name in ("CARE_SWEEP_DATABASE_URL", "CARE_SWEEP_STORAGE_URI", "CARE_SWEEP_DATA_ROOTS"):
+            environment.pop(name, None)
+        started = time.monotonic()
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "--port", str(port)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("listening on http://127.0.0.1:"), self.log_path.read_text()
+        self.seconds_to_ready = time.monotonic() - started
+        self.url = line.split()[-1]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def _process(home: Path) -> Iterator[ServiceProcess]:
+    home.mkdir(parents=True, exist_ok=True)
+    service = ServiceProcess(Settings.from_environment({"CARE_SWEEP_HOME": str(home)}))
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A real service that all tests share."""
+    with _process(tmp_path_factory.mktemp("live")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def live_fabricate(live: ServiceProcess) -> Iterator[Fabricator]:
+    with _opened(live.settings) as store:
+        yield Fabricator(store, live.settings.storage_uri)
+
+
+@pytest.fixture
+def own_process(tmp_path: Path) -> Iterator[ServiceProcess]:
+    """A real service of one test, which may end it."""
+    with _process(tmp_path / "own") as service:
+        yield service

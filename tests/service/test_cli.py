@@ -1,0 +1,186 @@
+"""The command line against a real service: what it prints, its JSON, its exit status, its one-line errors."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ServiceProcess
+from fabrication import SPACE, Fabricator, contents, document
+from typer.testing import CliRunner
+
+from care_sweep.cli import app
+from care_sweep.spec import SweepState
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(live: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Types a command in an empty folder and checks its exit status."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+
+    def run(*arguments: str, status: int = 0, url: str = live.url) -> Any:
+        environment = {"COLUMNS": "200", "CARE_SWEEP_HOME": str(tmp_path / "home"), "CARE_SWEEP_URL": url}
+        result = runner.invoke(app, arguments, env=environment, prog_name="care-sweep")
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == status, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+def _write(path: Path, content: Any) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_help_is_light() -> None:
+    program = (
+        "import sys, care_sweep.cli\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'torch', 'ray', 'sqlalchemy', 'optuna', 'fastapi', 'numpy', 'pyarrow'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_usage(run: Run) -> None:
+    commands = ["demo", "serve", "submit", "list", "show", "watch", "best", "download"]
+    commands += ["cancel", "logs", "train", "spaces"]
+    shown = run("--help").stdout
+    for command in commands:
+        assert command in shown
+        assert "Usage: care-sweep " + command in run(command, "--help").stdout
+    run("nonsense", status=2)
+    run("best", status=2)
+    run("best", "x", "-k", "0", status=2)
+    run("train", "--space", "care-cifar10", "--set", "epochs", status=2)
+    run("train", "--space", "care-cifar10", "--resume", status=2)
+
+
+def test_submit_list_show_cancel(run: Run, tmp_path: Path) -> None:
+    file = _write(tmp_path / "sweep.json", document(name="by hand"))
+    printed = run("submit", file, "--num-trials", "7", "--seed", "3", "--cpus-per-trial", "2").stdout
+    sweep_id = printed.split()[1]
+    assert printed == f"sweep {sweep_id} is QUEUED\n"
+    sweep = json.loads(run("show", sweep_id, "--json").stdout)
+    assert (sweep["name"], sweep["num_trials"], sweep["spec"]["seed"]) == ("by hand", 7, 3)
+    assert sweep["spec"]["resources"] == {"cpus_per_trial": 2, "gpus_per_trial": "auto"}
+    assert sweep["trials"] == []
+    assert "by hand" in run("show", sweep_id).stdout
+    assert sweep_id in run("list").stdout
+    assert json.loads(run("list", "--json", "--limit", "1").stdout)[0]["id"] == sweep_id
+    assert run("cancel", sweep_id).stdout == f"sweep {sweep_id} is CANCELLED\n"
+    assert "already ended as CANCELLED" in run("cancel", sweep_id, status=1).stderr
+
+
+def test_submit_a_space(run: Run, tmp_path: Path) -> None:
+    file = _write(tmp_path / "space.yaml", SPACE)
+    sweep = json.loads(run("submit", file, "--json", "--name", "named").stdout)
+    assert (sweep["name"], sweep["num_trials"], sweep["space"]) == ("named", 20, "two-knobs")
+    resolved = json.loads(
+        run("submit", file, "--validate-only", "--metric", "validation_knn_accuracy").stdout
+    )
+    assert resolved["spec"]["name"] == "two-knobs"
+
+
+def test_errors_are_one_message(run: Run, tmp_path: Path) -> None:
+    assert run("show", "nowhere", status=1).stderr == "error: there is no sweep 'nowhere'\n"
+    told = json.loads(run("show", "nowhere", "--json", status=1).stderr)
+    assert (told["status"], told["detail"]) == (404, "there is no sweep 'nowhere'")
+    file = _write(tmp_path / "bad.json", document(num_trials=0))
+    assert "/num_trials" in run("submit", file, status=1).stderr
+    assert (
+        json.loads(run("submit", file, "--json", status=1).stderr)["problems"][0]["pointer"] == "/num_trials"
+    )
+    assert "unknown" in run("submit", "cifar-nought", status=1).stderr
+    assert "No such file" in run("submit", "nowhere.yaml", status=1).stderr
+    (tmp_path / "broken.yaml").write_text("a: [")
+    assert "line 1" in run("submit", "broken.yaml", status=1).stderr
+    assert "care-sweep serve" in run("list", "--url", "http://127.0.0.1:1", status=1).stderr
+    assert "unknown" in run("spaces", "nowhere", status=1).stderr
+    (tmp_path / "words.yaml").write_text("just words")
+    run("train", "--space", "words.yaml", status=1)
+
+
+def test_a_finished_sweep(run: Run, live_fabricate: Fabricator, tmp_path: Path) -> None:
+    sweep = live_fabricate.finished()
+    shown = run("show", sweep).stdout
+    assert "SUCCEEDED" in shown and "4 COMPLETE" in shown and "baseline" in shown
+    best = run("best", sweep, "-k", "2").stdout
+    assert "0.5000 ± 0.0250" in best
+    assert "trial 1 - baseline 0: +0.2000" in best
+    assert "evidence: 4 COMPLETE" in best
+    assert json.loads(run("best", sweep, "--json").stdout)["configurations"][0]["number"] == 1
+    assert run("logs", sweep, "2").stdout == "trial 2 begins\n"
+    assert json.loads(run("logs", sweep, "2", "--json").stdout)["text"] == "trial 2 begins\n"
+    assert run("download", sweep, "best.tar").stdout == "best.tar\n"
+    assert (tmp_path / "best.tar").read_bytes() == contents(1)
+    told = json.loads(run("download", sweep, "--trial", "2", "--json").stdout)
+    assert (tmp_path / told["path"]).read_bytes() == contents(2)
+    assert "no trial 9" in run("download", sweep, "--trial", "9", status=1).stderr
+    watched = run("watch", sweep).stdout
+    assert "trial 1 COMPLETE 0.5000 after 2 epochs; 2 of 4 trials, best 0.5000 (trial 1)" in watched
+    assert "sweep SUCCEEDED" in watched
+    events = [json.loads(line) for line in run("watch", sweep, "--json").stdout.splitlines()]
+    assert events[-1]["data"]["state"] == "SUCCEEDED"
+
+
+def test_watching_a_sweep_that_fails(run: Run, live_fabricate: Fabricator) -> None:
+    lease = live_fabricate.claimed()
+    lease.finish_sweep(SweepState.FAILED, reason="driver", message="it was not to be")
+    assert "sweep FAILED (driver: it was not to be)" in run("watch", lease.sweep_id, status=1).stdout
+    run("watch", lease.sweep_id, "--json", status=1)
+
+
+def test_submit_and_watch(run: Run, live_fabricate: Fabricator, tmp_path: Path) -> None:
+    def drive() -> None:
+        while True:
+            for record in live_fabricate.store.sweeps(states=[SweepState.QUEUED]).items:
+                if record.name == "watched" and (lease := live_fabricate.store.claim(record, "a test")):
+                    live_fabricate.trial(lease, 0, 0.3)
+                    lease.finish_sweep(SweepState.SUCCEEDED)
+                    return
+            time.sleep(0.05)
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    file = _write(tmp_path / "sweep.json", document(name="watched"))
+    lines = run("submit", file, "--watch", "--json").stdout.splitlines()
+    driver.join()
+    assert json.loads(lines[0])["name"] == "watched"
+    assert json.loads(lines[-1])["data"]["state"] == "SUCCEEDED"
+
+
+def test_an_interrupted_watch_leaves_the_sweep(live: ServiceProcess, live_fabricate: Fabricator) -> None:
+    sweep = live_fabricate.claimed().sweep_id
+    process = subprocess.Popen(
+        [sys.executable, "-m", "care_sweep.cli", "watch", sweep, "--url", live.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "QUEUED" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"sweep {sweep} goes on" in said
+    assert "Traceback" not in said
+    assert live_fabricate.store.sweep(sweep).state is SweepState.RUNNING
+
+
+def test_spaces_need_no_service(run: Run) -> None:
+    names = run("spaces", url="http://127.0.0.1:1").stdout.split()
+    assert json.loads(run("spaces", "--json").stdout) == names
+    shown = run("spaces", names[0]).stdout
+    assert "equivariance_weight" in shown and "baseline" in shown
+    assert json.loads(run("spaces", names[0], "--json").stdout)["name"] == names[0]

@@ -1,0 +1,79 @@
+"""The OpenAPI document: every route, every refusal as a problem, every answer as the client reads it."""
+
+import typing
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from care_sweep import answers
+
+ROUTES = {
+    "/v1/sweeps": {"get", "post"},
+    "/v1/sweeps/{sweep_id}": {"get"},
+    "/v1/sweeps/{sweep_id}:cancel": {"post"},
+    "/v1/sweeps/{sweep_id}/best": {"get"},
+    "/v1/sweeps/{sweep_id}/events": {"get"},
+    "/v1/sweeps/{sweep_id}/checkpoints/best": {"get"},
+    "/v1/sweeps/{sweep_id}/trials": {"get"},
+    "/v1/sweeps/{sweep_id}/trials/{number}": {"get"},
+    "/v1/sweeps/{sweep_id}/trials/{number}/measurements": {"get"},
+    "/v1/sweeps/{sweep_id}/trials/{number}/logs": {"get"},
+    "/v1/sweeps/{sweep_id}/trials/{number}/checkpoint": {"get"},
+    "/v1/search-spaces": {"get"},
+    "/v1/search-spaces/{name}": {"get"},
+    "/v1/cluster": {"get"},
+    "/healthz": {"get"},
+    "/readyz": {"get"},
+}
+
+
+@pytest.fixture
+def openapi(http: TestClient) -> dict[str, Any]:
+    document: dict[str, Any] = http.get("/openapi.json").json()
+    return document
+
+
+def test_every_route_is_there(openapi: dict[str, Any], http: TestClient) -> None:
+    assert {path: set(operations) for path, operations in openapi["paths"].items()} == ROUTES
+    assert http.get("/docs").status_code == 200
+
+
+def test_every_refusal_is_a_problem(openapi: dict[str, Any]) -> None:
+    for operations in openapi["paths"].values():
+        for operation in operations.values():
+            assert operation["description"]
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], (operation, status)
+
+
+def test_every_reference_leads_somewhere(openapi: dict[str, Any]) -> None:
+    def references(node: Any) -> list[str]:
+        if isinstance(node, list):
+            return [found for item in node for found in references(item)]
+        if isinstance(node, dict):
+            own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+            return own + [found for item in node.values() for found in references(item)]
+        return []
+
+    schemas = openapi["components"]["schemas"]
+    for reference in references(openapi):
+        assert reference.removeprefix("#/components/schemas/") in schemas, reference
+
+
+def test_a_submission_is_described(openapi: dict[str, Any]) -> None:
+    content = openapi["paths"]["/v1/sweeps"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "application/yaml"}
+    space = openapi["components"]["schemas"]["SweepDocument"]["properties"]["space"]["anyOf"]
+    assert {"type": "string"} in space
+
+
+@pytest.mark.parametrize("name", answers.__all__)
+def test_the_client_reads_what_the_service_writes(openapi: dict[str, Any], name: str) -> None:
+    described = openapi["components"]["schemas"].get(name)
+    if name == "Event":  # its schema is of the stream's data, which OpenAPI does not name
+        from service.schemas import Event
+
+        described = Event.model_json_schema()
+    assert set(typing.get_type_hints(getattr(answers, name))) == set(described["properties"])

@@ -1,0 +1,159 @@
+"""The process that users meet: small, soon ready, orderly when it ends, and its streams lose nothing."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from conftest import ServiceProcess
+from fabrication import Fabricator, document
+
+from care_sweep.spec import SweepState
+from care_sweep.store import Store, open_database
+
+
+def test_it_loads_neither_torch_nor_ray() -> None:
+    program = (
+        "import sys, service.__main__, service.app\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'torch', 'torchvision', 'ray', 'pyarrow', 'pandas', 'scipy', 'sklearn'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_it_is_ready_soon_and_small(own_process: ServiceProcess) -> None:
+    idle = _resident_bytes(own_process)
+    with httpx2.Client(base_url=own_process.url) as http:
+        assert http.get("/readyz").status_code == 200
+        sweep = http.post("/v1/sweeps", json=document()).json()
+        assert http.get(sweep["links"]["best"]).status_code == 200
+    used = _resident_bytes(own_process)
+    print(f"ready in {own_process.seconds_to_ready:.2f} s; resident {idle / 2**20:.0f} MiB idle, ", end="")
+    print(f"{used / 2**20:.0f} MiB after a few requests")
+    assert idle < 150e6
+    assert used < 150e6
+    assert own_process.seconds_to_ready < 20  # 2 s on an idle machine; tests share theirs
+
+
+def test_it_ends_soon_with_streams_open(own_process: ServiceProcess) -> None:
+    with _fabricator(own_process) as fabricate, contextlib.ExitStack() as stack:
+        sweep = fabricate.queued().id
+        http = stack.enter_context(
+            httpx2.Client(base_url=own_process.url, limits=httpx2.Limits(max_connections=50))
+        )
+        lines = []
+        for _ in range(30):
+            stream = stack.enter_context(http.stream("GET", f"/v1/sweeps/{sweep}/events"))
+            lines.append(stream.iter_lines())
+            assert next(lines[-1]).startswith("event: sweep")
+        started = time.monotonic()
+        own_process.process.send_signal(signal.SIGTERM)
+        assert own_process.process.wait(timeout=30) in (0, -signal.SIGTERM)
+        assert time.monotonic() - started < 8
+        for rest in lines:
+            assert "retry: 1000" in list(rest)
+    log = own_process.log_path.read_text()
+    assert "Traceback" not in log
+    assert "ERROR" not in log
+
+
+def test_a_port_that_is_taken_is_said(live: ServiceProcess) -> None:
+    port = str(urlsplit(live.url).port)
+    environment = {**os.environ, "CARE_SWEEP_HOME": str(live.settings.home)}
+    command = [sys.executable, "-m", "service", "--port", port]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 1
+    assert f"127.0.0.1:{port}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 99999999999", "Transfer-Encoding: chunked"])
+def test_an_endless_body_is_cut_off(live: ServiceProcess, framing: str) -> None:
+    """The refusal comes while the sender is still sending."""
+    address = urlsplit(live.url)
+    head = f"POST /v1/sweeps HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port or 0), timeout=20) as connection:
+        connection.sendall(head.encode())
+        if "chunked" in framing:
+            chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+            for _ in range(17):  # of 64 KiB: one more than is read
+                connection.sendall(chunk)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                answer += data
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in answer
+
+
+def test_a_stream_resumes_without_gap_or_repeat(live: ServiceProcess, live_fabricate: Fabricator) -> None:
+    """A reader that is cut off again and again while a driver writes."""
+    lease = live_fabricate.claimed(num_trials=40)
+
+    def drive() -> None:
+        for number in range(40):
+            live_fabricate.trial(lease, number, 0.01 * number)
+        lease.finish_sweep(SweepState.SUCCEEDED)
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    told: list[dict[str, Any]] = []
+    num_connections = 0
+    with httpx2.Client(base_url=live.url, timeout=20) as http:
+        while not told or told[-1]["data"].get("state") != SweepState.SUCCEEDED:
+            num_connections += 1
+            headers = {"Last-Event-ID": str(told[-1]["sequence"])} if told else {}
+            with http.sse(f"/v1/sweeps/{lease.sweep_id}/events", headers=headers) as source:
+                for event in _first(source, 7):
+                    assert int(event.id) == json.loads(event.data)["sequence"]
+                    told.append(json.loads(event.data))
+    driver.join()
+    stored = live_fabricate.store.events(lease.sweep_id, limit=10_000)
+    assert [event["sequence"] for event in told] == [record.sequence for record in stored]
+    assert [event["data"] for event in told] == [record.data for record in stored]
+    assert num_connections > 10
+
+
+def test_a_stream_ends_with_its_sweep(live: ServiceProcess, live_fabricate: Fabricator) -> None:
+    lease = live_fabricate.claimed()
+    threading.Timer(1.0, lease.finish_sweep, [SweepState.FAILED], {"reason": "a test"}).start()
+    with (
+        httpx2.Client(base_url=live.url, timeout=20) as http,
+        http.sse(f"/v1/sweeps/{lease.sweep_id}/events") as s,
+    ):
+        states = [event.json()["data"]["state"] for event in s]  # type: ignore[index]
+    assert states == ["QUEUED", "RUNNING", "FAILED"]
+
+
+@contextlib.contextmanager
+def _fabricator(service: ServiceProcess) -> Iterator[Fabricator]:
+    """For a process of one test."""
+    store = Store(open_database(service.settings.database_url))
+    try:
+        yield Fabricator(store, service.settings.storage_uri)
+    finally:
+        store.engine.dispose()
+
+
+def _first(source: Any, count: int) -> Iterator[Any]:
+    for _, event in zip(range(count), source, strict=False):
+        yield event
+
+
+def _resident_bytes(service: ServiceProcess) -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
