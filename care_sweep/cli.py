@@ -22,7 +22,7 @@ from care_sweep.client import Client
 from care_sweep.documents import parse
 from care_sweep.errors import CareSweepError, InvalidDocument, ServiceError
 from care_sweep.settings import Settings
-from care_sweep.spec import Scalar, SearchSpace, SweepState
+from care_sweep.spec import Scalar, SearchSpace, SweepState, TrialConfig
 from care_sweep.watching import watch as watch_events
 
 __all__ = ["app", "main"]
@@ -95,10 +95,15 @@ def serve(
 
 @command()
 def train(
-    space: Annotated[str, typer.Option(help="A named search space, or a file with one.")],
-    epochs: Annotated[int | None, typer.Option(help="How many (default: as the space has it).")] = None,
-    seed: Annotated[int, typer.Option(help="Of initialisation, order and augmentations.")] = 0,
-    dataset: Annotated[str | None, typer.Option(help="Images (default: as the space has it).")] = None,
+    space: Annotated[str | None, typer.Option(help="A named search space, or a file with one.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A trial's config.json, to train it again.", exists=True)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many (default: as given there).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of initialisation, order and augmentations (default: 0).")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Images (default: as given there).")] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A value of the trial; may be repeated."),
@@ -110,21 +115,24 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in --output.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train one trial here, without a service: the space's defaults, and what --set says."""
+    """Train one trial here, without a service: a space's defaults or a config.json, and what --set says."""
     from care_sweep.one_trial import configure, train_one  # noqa: PLC0415
 
+    if (space is None) == (config is None):
+        raise typer.BadParameter("give one of the two", param_hint="--space / --config")
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder to go on in", param_hint="--resume")
     settings = Settings.from_environment()
     overrides = _assigned(assignments or [])
-    overrides |= {
-        key: value for key, value in (("epochs", epochs), ("dataset", dataset)) if value is not None
-    }
-    searched = parse(SearchSpace, _space_document(space))
-    config = configure(searched, overrides, seed)
-    directory = output or settings.home / "trials" / f"{searched.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    named = {"epochs": epochs, "dataset": dataset, "seed": seed}
+    overrides |= {key: value for key, value in named.items() if value is not None}
+    if config is not None:
+        trial = parse(TrialConfig, {**_read(config), **overrides})
+    else:
+        trial = configure(parse(SearchSpace, _space_document(str(space))), overrides)
+    directory = output or settings.home / "trials" / time.strftime("%Y%m%d-%H%M%S")
     console = Console(stderr=as_json)
-    result = train_one(console, config, settings, directory, download=download, resume=resume)
+    result = train_one(console, trial, settings, directory, download=download, resume=resume)
     _print(result, tables.metrics_table(result["metrics"]), as_json)
     if not as_json:
         console.print(f"checkpoint: {result['checkpoint']}", soft_wrap=True, highlight=False, markup=False)

@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from care_sweep.documents import parse
 from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.settings import Settings
 from care_sweep.spec import CategoricalParameter, Measurement, Scalar, SearchSpace, TrialConfig
@@ -21,7 +22,7 @@ from care_sweep.spec import CategoricalParameter, Measurement, Scalar, SearchSpa
 __all__ = ["configure", "train_one"]
 
 
-def configure(space: SearchSpace, overrides: Mapping[str, Scalar], seed: int) -> TrialConfig:
+def configure(space: SearchSpace, overrides: Mapping[str, Scalar]) -> TrialConfig:
     """The trial that a space stands for: each parameter at its default, else as in the first baseline that
     has it, else its first choice; `overrides` win over these and over what is fixed.
 
@@ -42,7 +43,7 @@ def configure(space: SearchSpace, overrides: Mapping[str, Scalar], seed: int) ->
         else:
             detail = f"{space.name} has no default for it; give one, as in --set {name}=VALUE"
             raise InvalidDocument([Problem(f"/parameters/{name}", detail)])
-    return space.trial_config({**values, **overrides}, seed)
+    return parse(TrialConfig, {**space.fixed, **values, **overrides})
 
 
 def train_one(

@@ -4,13 +4,14 @@ import threading
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from care_sweep.settings import Settings
 from care_sweep.store import Store
 from service import problems, surroundings, sweeps, trials
+from service.request import refuse_unknown_parameters
 from service.schemas import SweepDocument
 
 __all__ = ["create_app"]
@@ -32,7 +33,9 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     app.state.settings, app.state.store, app.state.closing = settings, store, threading.Event()
     problems.install(app)
     for router in (sweeps.router, trials.router, surroundings.router):
-        app.include_router(router)
+        app.include_router(
+            router, dependencies=[Depends(refuse_unknown_parameters)], responses=problems.answers(422)
+        )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
 

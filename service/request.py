@@ -1,14 +1,41 @@
-"""What does every route need: the application's store, settings and shutdown signal, and how ids are read."""
+"""What does every route need: the application's store, settings and shutdown signal, and its parameters."""
 
 import threading
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
+from fastapi.routing import APIRoute
 
+from care_sweep.documents import pointer, unknown
+from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.settings import Settings
 from care_sweep.store import Store
 
-__all__ = ["Closing", "PageSize", "PageToken", "SettingsHeld", "StoreHeld", "SweepId", "TrialNumber"]
+__all__ = [
+    "Closing",
+    "PageSize",
+    "PageToken",
+    "SettingsHeld",
+    "StoreHeld",
+    "SweepId",
+    "TrialNumber",
+    "refuse_unknown_parameters",
+]
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """A misspelt `validate_only` must not start a sweep."""
+    if not request.query_params:
+        return
+    route: APIRoute = request.scope["route"]
+    operation = request.app.openapi()["paths"][route.path_format][request.method.lower()]
+    known = [one["name"] for one in operation.get("parameters", []) if one["in"] == "query"]
+    strangers = [name for name in request.query_params if name not in known]
+    if strangers:
+        detail = "unknown; this route takes no parameters"
+        raise InvalidDocument(
+            [Problem(pointer("query", name), unknown(name, known) if known else detail) for name in strangers]
+        )
 
 
 def _store(request: Request) -> Store:

@@ -64,6 +64,8 @@ def test_usage(run: Run) -> None:
     run("best", "x", "-k", "0", status=2)
     run("train", "--space", "care-cifar10", "--set", "epochs", status=2)
     run("train", "--space", "care-cifar10", "--resume", status=2)
+    run("train", status=2)
+    run("train", "--space", "care-cifar10", "--config", __file__, status=2)
 
 
 def test_submit_list_show_cancel(run: Run, tmp_path: Path) -> None:

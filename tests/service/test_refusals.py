@@ -188,6 +188,14 @@ def test_bad_parameters_elsewhere(http: TestClient, fabricate: Fabricator) -> No
     _refusal(http.get(f"{sweep}/trials/0/logs?attempt=2"), 404)
 
 
+def test_a_parameter_that_no_route_knows(http: TestClient, fabricate: Fabricator) -> None:
+    problem = _refusal(http.post("/v1/sweeps?validate-only=true", json=document()), 422)
+    assert problem["problems"][0]["pointer"] == "/query/validate-only"
+    assert "validate_only" in problem["detail"]
+    assert http.get("/v1/sweeps").json()["sweeps"] == [], "and no sweep was started"
+    _refusal(http.get(f"/v1/sweeps/{fabricate.queued().id}?verbose=1"), 422)
+
+
 def test_cancel_of_what_has_ended(http: TestClient, fabricate: Fabricator) -> None:
     problem = _refusal(http.post(f"/v1/sweeps/{fabricate.finished()}:cancel"), 409)
     assert "SUCCEEDED" in problem["detail"]
