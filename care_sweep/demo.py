@@ -16,6 +16,7 @@ from rich.table import Table
 from care_sweep.answers import Sweep, Trial
 from care_sweep.client import Client
 from care_sweep.errors import CareSweepError
+from care_sweep.search.analysis import standard_error
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState
 from care_sweep.supervise import Instance, running
@@ -80,7 +81,9 @@ def _compare(console: Console, best: Trial, baseline: Trial, checkpoint: Path, o
 
     encoder = load(checkpoint)
     data = load_dataset(encoder.config.dataset, download_directory=output)
-    console.print(_table(best["metrics"], baseline["metrics"], _untrained(best, data)))
+    untrained = _untrained(best, data)
+    console.print(_table(best["metrics"], baseline["metrics"], untrained))
+    console.print(_margin(best["metrics"], untrained))
     picture = output / "neighbors.png"
     draw_neighbors(encoder, data, picture)
     return picture
@@ -108,10 +111,17 @@ def _table(best: Mapping[str, float], baseline: Mapping[str, float], untrained: 
     return table
 
 
+def _margin(best: Mapping[str, float], untrained: Mapping[str, float]) -> str:
+    """How far the best is above untrained, in binomial standard errors of the untrained accuracy."""
+    start, reached = (one["validation_knn_accuracy"] for one in (untrained, best))
+    errors = (reached - start) / standard_error(start, int(best["num_validation_images"]))
+    return f"By kNN the best is {errors:.1f} binomial standard errors above untrained."
+
+
 def _shown(column: str, value: float, num_images: float) -> str:
     if not column.endswith("accuracy"):
         return f"{value:.3f}"
-    return f"{100 * value:.1f} ± {100 * (value * (1 - value) / num_images) ** 0.5:.1f} %"
+    return f"{100 * value:.1f} ± {100 * standard_error(value, int(num_images)):.1f} %"
 
 
 # --- what is said ---

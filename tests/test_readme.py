@@ -122,5 +122,8 @@ def test_make_demo_runs_from_a_fresh_clone(tmp_path: Path, environment: dict[str
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     print(f"make demo from a fresh clone took {time.monotonic() - started:.0f} s\n{done.stdout}")
+    margin = re.search(r"best is ([\d.]+) binomial standard errors above untrained", done.stdout)
+    assert margin is not None
+    assert float(margin.group(1)) >= 3
     assert (clone / "care-demo" / "best.tar").is_file()
     assert (clone / "care-demo" / "neighbors.png").is_file()
