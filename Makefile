@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up all they need: a private .venv from hash-locked requirements.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
