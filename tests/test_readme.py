@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 
 from care_sweep.learn.data import load_dataset
 from care_sweep.settings import Settings
@@ -68,15 +69,14 @@ def port(environment: dict[str, str]) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with `my-images` in it."""
-    from torchvision.io import write_png
-
     folder = tmp_path_factory.mktemp("work")
     data = load_dataset("cifar10-mini", download_directory=folder)
     for label in range(3):
         kind = folder / "my-images" / data.class_names[label]
         kind.mkdir(parents=True)
         for index in (data.train.labels == label).nonzero().flatten()[:30].tolist():
-            write_png(data.train.images[index], str(kind / f"{index}.png"))
+            image = Image.fromarray(data.train.images[index].permute(1, 2, 0).numpy())
+            image.save(kind / f"{index}.png")
     return folder
 
 
@@ -92,10 +92,17 @@ def test_every_setting_is_in_the_readme() -> None:
         assert f"| `{name}`" in _README or name == "CARE_SWEEP_", name
 
 
+def _marked(block: _Block) -> Any:
+    """One sweep in every run is enough; those that only ask for it in other ways wait for the full one."""
+    again = block.language == "python" or "--watch" in block.text
+    marks = [pytest.mark.full] if again else []
+    return pytest.param(block, id=block.text.splitlines()[0][:30], marks=marks)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("block", _OTHERS, ids=[block.text.splitlines()[0][:30] for block in _OTHERS])
+@pytest.mark.parametrize("block", map(_marked, _OTHERS))
 def test_a_block_runs_as_it_stands(
     block: _Block, port: int, environment: dict[str, str], folder: Path
 ) -> None:

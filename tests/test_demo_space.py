@@ -7,7 +7,7 @@ import yaml
 from care_sweep.documents import parse
 from care_sweep.spec import SearchSpace
 
-SPACES = Path(__file__).parents[2] / "search_spaces"
+SPACES = Path(__file__).parents[1] / "search_spaces"
 
 
 def test_cifar10_mini() -> None:
