@@ -102,7 +102,7 @@ def _marked(block: _Block) -> Any:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("block", map(_marked, _OTHERS))
+@pytest.mark.parametrize("block", [_marked(block) for block in _OTHERS])
 def test_a_block_runs_as_it_stands(
     block: _Block, port: int, environment: dict[str, str], folder: Path
 ) -> None:
