@@ -3,6 +3,7 @@
 A leaf that needs no torch, so that the service can refuse a sweep whose images are not there.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 
 from care_sweep.errors import DatasetError
 
-__all__ = ["DATASET_FORMS", "DatasetSource", "locate"]
+__all__ = ["DATASET_FORMS", "DatasetSource", "locate", "refuse_escapes"]
 
 _TORCHVISION = {  # the file or folder that torchvision leaves once it has downloaded the set
     "cifar10": "cifar-10-batches-py",
@@ -65,6 +66,27 @@ def locate(
     if not _is_there(path):
         raise DatasetError(f"dataset {name!r}: there is no {path}")
     return DatasetSource(name, "folder" if kind == "folder" else "parquet", path)
+
+
+def refuse_escapes(source: DatasetSource, roots: Sequence[Path]) -> None:
+    """Follow every link below a folder of images.
+
+    Raises:
+        DatasetError: one leads out of the roots.
+    """
+    todo, seen = [source.path] if source.path and source.path.is_dir() else [], set()
+    while todo:
+        folder = todo.pop()
+        seen.add(folder)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = Path(entry.path).resolve() if entry.is_symlink() else Path(entry.path)
+                if entry.is_symlink() and not any(path.is_relative_to(root.resolve()) for root in roots):
+                    raise DatasetError(
+                        f"dataset {source.name!r}: {entry.path} is a link out of the data roots"
+                    )
+                if path.is_dir() and path not in seen:
+                    todo.append(path)
 
 
 def _resolve(name: str, text: str, roots: Sequence[Path] | None) -> Path:

@@ -3,8 +3,10 @@
 Everything it starts, it ends, also on Ctrl-C. What the sweep left stays in the instance's home.
 """
 
+import json
 import signal
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import mean
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from care_sweep.answers import Sweep, Trial
+from care_sweep.answers import Trial
 from care_sweep.client import Client
 from care_sweep.errors import CareSweepError
 from care_sweep.search.analysis import standard_error
@@ -42,10 +44,11 @@ _COLUMNS = {
 _INTERRUPTED = 130
 
 
-def demo(output: Path) -> int:
+def demo(output: Path, *, as_json: bool = False) -> int:
     """Run the tour; its files go to `output`. The exit status: 0 done, 1 failed, 130 interrupted."""
-    settings, console = Settings.from_environment(), Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    settings, console = Settings.from_environment(), Console(stderr=as_json)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         console.print("Starting a service, a runner and a local Ray ...")
         with running(settings) as instance, Client(instance.url) as client:
@@ -54,39 +57,54 @@ def demo(output: Path) -> int:
             ended = watch(console, sweep, client.events(sweep["id"]))
             if ended.state != SweepState.SUCCEEDED:
                 raise CareSweepError(f"the sweep ended as {ended.state}; see {instance.log_directory}")
-            _say_how_long(console, client.sweep(sweep["id"]))
-            best, baseline = _best_and_baseline(client, sweep["id"])
-            output.mkdir(parents=True, exist_ok=True)
-            checkpoint = client.download(sweep["id"], output / "best.tar")
-            picture = _compare(console, best, baseline, checkpoint, output)
-            _say_what_next(console, settings, sweep["id"], checkpoint, picture)
+            found = _look_at(client, sweep["id"], output)
     except KeyboardInterrupt:
         console.print("\ninterrupted; all that was started has been stopped")
         return _INTERRUPTED
+    _say_what_was_found(console, settings, found)
+    if as_json:
+        print(json.dumps(asdict(found), default=str, indent=2))
     return 0
 
 
-def _best_and_baseline(client: Client, sweep_id: str) -> tuple[Trial, Trial]:
-    found = client.best(sweep_id, k=1)
-    numbers = found["configurations"][0]["number"], found["baselines"][0]["number"]
-    best, baseline = (client.trial(sweep_id, number) for number in numbers)
-    return best, baseline
+@dataclass(frozen=True)
+class _Found:
+    """What the tour found; metrics are those of the last epoch, of validation images."""
+
+    sweep_id: str
+    sweep_seconds: float
+    best: Mapping[str, float]
+    baseline: Mapping[str, float]
+    untrained: Mapping[str, float]
+    checkpoint: Path
+    picture: Path
 
 
-def _compare(console: Console, best: Trial, baseline: Trial, checkpoint: Path, output: Path) -> Path:
-    """Print what was reached beside where it started from, and draw what the best encoder finds alike."""
+def _look_at(client: Client, sweep_id: str, output: Path) -> _Found:
+    """Download the best encoder, measure where it started from, and draw what it finds alike."""
     from care_sweep import load  # noqa: PLC0415  (torch, once the trials no longer need the processor)
     from care_sweep.learn.data import load_dataset  # noqa: PLC0415
     from care_sweep.learn.neighbors import draw_neighbors  # noqa: PLC0415
 
+    sweep, found = client.sweep(sweep_id), client.best(sweep_id, k=1)
+    started, finished = (datetime.fromisoformat(str(sweep[key])) for key in ("started_at", "finished_at"))
+    best, baseline = (
+        client.trial(sweep_id, one[0]["number"]) for one in (found["configurations"], found["baselines"])
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint, picture = client.download(sweep_id, output / "best.tar"), output / "neighbors.png"
     encoder = load(checkpoint)
     data = load_dataset(encoder.config.dataset, download_directory=output)
-    untrained = _untrained(best, data)
-    console.print(_table(best["metrics"], baseline["metrics"], untrained))
-    console.print(_margin(best["metrics"], untrained))
-    picture = output / "neighbors.png"
     draw_neighbors(encoder, data, picture)
-    return picture
+    return _Found(
+        sweep_id,
+        (finished - started).total_seconds(),
+        best["metrics"],
+        baseline["metrics"],
+        _untrained(best, data),
+        checkpoint,
+        picture,
+    )
 
 
 def _untrained(best: Trial, data: "Dataset") -> Mapping[str, float]:
@@ -99,13 +117,17 @@ def _untrained(best: Trial, data: "Dataset") -> Mapping[str, float]:
     return {name: mean(measures[name] for measures in found) for name in found[0]}
 
 
-def _table(best: Mapping[str, float], baseline: Mapping[str, float], untrained: Mapping[str, float]) -> Table:
-    num_images = best["num_validation_images"]
+def _table(found: _Found) -> Table:
+    num_images = found.best["num_validation_images"]
     table = Table(title=f"Measured on {num_images:.0f} validation images, one training seed")
     table.add_column("encoder")
     for title in _COLUMNS.values():
         table.add_column(title, justify="right")
-    rows = {"best of the sweep": best, "SimCLR baseline": baseline, "untrained (mean of 3)": untrained}
+    rows = {
+        "best of the sweep": found.best,
+        "SimCLR baseline": found.baseline,
+        "untrained (mean of 3)": found.untrained,
+    }
     for name, metrics in rows.items():
         table.add_row(name, *(_shown(column, metrics[column], num_images) for column in _COLUMNS))
     return table
@@ -134,22 +156,16 @@ def _say_where(console: Console, instance: Instance) -> None:
         console.print(f"dashboard  {instance.dashboard_url}  {login}", soft_wrap=True)
 
 
-def _say_how_long(console: Console, sweep: Sweep) -> None:
-    started, finished = (
-        datetime.fromisoformat(str(time)) for time in (sweep["started_at"], sweep["finished_at"])
-    )
-    console.print(f"The sweep took {(finished - started).total_seconds():.0f} s.")
-
-
-def _say_what_next(
-    console: Console, settings: Settings, sweep_id: str, checkpoint: Path, picture: Path
-) -> None:
+def _say_what_was_found(console: Console, settings: Settings, found: _Found) -> None:
+    console.print(f"The sweep took {found.sweep_seconds:.0f} s.")
+    console.print(_table(found))
+    console.print(_margin(found.best, found.untrained))
     for line in (
-        f"checkpoint {checkpoint}",
-        f"picture    {picture}: validation images and what the best encoder finds nearest",
+        f"checkpoint {found.checkpoint}",
+        f"picture    {found.picture}: validation images and what the best encoder finds nearest",
         f"home       {settings.home}: the sweep, its logs and every checkpoint",
         "next       care-sweep serve, and in another terminal:",
-        f"           care-sweep show {sweep_id}",
+        f"           care-sweep show {found.sweep_id}",
         "           care-sweep submit cifar10-mini --watch",
     ):
         console.print(line, soft_wrap=True, highlight=False)

@@ -95,7 +95,7 @@ class TrialConfig(Document):
     encoder: Literal["resnet_tiny", "resnet18", "resnet50"] = "resnet18"
     epochs: int = Field(100, ge=1, le=10_000)
     batch_size: int = Field(256, ge=2, le=16_384, description="images a step; each gives two views")
-    num_splits: int = Field(16, ge=1, description="groups of images that share an augmentation")
+    num_splits: int = Field(16, ge=1, le=8192, description="groups of images that share an augmentation")
     equivariance_weight: float = Field(0.3, ge=0, le=1e6)
     temperature: float = Field(0.5, ge=1e-3, le=100)
     augmentation_strength: float = Field(1.0, ge=0, le=2)
@@ -103,13 +103,15 @@ class TrialConfig(Document):
     learning_rate: float = Field(1e-3, gt=0, le=100)
     weight_decay: float = Field(1e-6, ge=0, le=10)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: int = Field(0, ge=0)
-    knn_neighbors: int = Field(200, ge=1, description="k of the weighted kNN (capped at the size of train)")
+    warmup_epochs: int = Field(0, ge=0, le=10_000)
+    knn_neighbors: int = Field(
+        200, ge=1, le=1_000_000, description="k of the weighted kNN (capped at the size of train)"
+    )
     probe_epochs: int = Field(100, ge=1, le=10_000, description="epochs of the linear probe")
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
-    def _splits_divide_batch(self) -> Self:
+    def _numbers_fit(self) -> Self:
         if self.batch_size % self.num_splits:
             raise PydanticCustomError(
                 "indivisible",
@@ -120,6 +122,12 @@ class TrialConfig(Document):
                     "suggestion": _nearest_divisor(self.batch_size, self.num_splits),
                     "key": "num_splits",
                 },
+            )
+        if self.warmup_epochs > self.epochs:
+            raise PydanticCustomError(
+                "long_warmup",
+                "a warm-up of {warmup} epochs does not fit into {epochs}",
+                {"warmup": self.warmup_epochs, "epochs": self.epochs, "key": "warmup_epochs"},
             )
         if self.batch_size // self.num_splits < 2:
             raise PydanticCustomError(
@@ -147,7 +155,7 @@ class CheckpointReference(Document):
 
 
 class Measurement(Document):
-    """What one epoch reported: finite metrics, the seconds of training it took, perhaps a checkpoint."""
+    """What one epoch reported: finite metrics, its seconds with evaluation, perhaps a checkpoint."""
 
     epoch: int = Field(ge=1)
     metrics: dict[str, float]
@@ -251,8 +259,10 @@ class SearchSpace(Document):
     name: str = Field("inline", max_length=100, pattern=_NAME)
     description: str = Field("", max_length=2000)
     parameters: dict[str, Parameter] = Field(min_length=1, max_length=100)
-    fixed: dict[str, Scalar] = Field(default_factory=dict)
-    baselines: list[dict[str, Scalar]] = Field(default_factory=list, max_length=100)
+    fixed: dict[str, Scalar] = Field(default_factory=dict, max_length=100)
+    baselines: list[Annotated[dict[str, Scalar], Field(max_length=100)]] = Field(
+        default_factory=list, max_length=100
+    )
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
@@ -391,7 +401,7 @@ def _field_problems(name: str, value: Scalar, place: str) -> Iterator[Problem]:
 class EarlyStopping(Document):
     """Asynchronous successive halving: at epochs grace * factor^k the best 1/factor go on."""
 
-    grace_epochs: int = Field(5, ge=1)
+    grace_epochs: int = Field(5, ge=1, le=10_000)
     reduction_factor: int = Field(4, ge=2, le=100)
 
 
@@ -410,7 +420,10 @@ class Resources(Document):
 
 
 class Budget(Document):
-    """What a sweep may spend; when it is spent, running trials are cancelled and the sweep succeeds."""
+    """What a sweep may spend; when it is spent, running trials are cancelled and the sweep succeeds.
+
+    Seconds are wall-clock time since the sweep first ran, pauses included, looked at after each epoch.
+    """
 
     max_seconds: float = Field(gt=0)
 
@@ -418,7 +431,7 @@ class Budget(Document):
 class SweepSpec(Document):
     """One sweep; `num_trials` counts the baselines, without `max_concurrent_trials` the cluster is filled."""
 
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
+    name: str = Field(min_length=1, max_length=100)
     space: SearchSpace
     metric: str = "validation_knn_accuracy"
     num_trials: int = Field(ge=1, le=100_000)
@@ -427,6 +440,13 @@ class SweepSpec(Document):
     early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping)
     resources: Resources = Field(default_factory=Resources)
     budget: Budget | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_can_be_read(cls, value: str) -> str:
+        if not value.isprintable() or not value.strip():
+            raise PydanticCustomError("name", "use printable characters, at least one of them not a space")
+        return value
 
     @field_validator("early_stopping", mode="before")
     @classmethod

@@ -6,8 +6,10 @@ killed, the kernel tells them. Sweeps that were running go on at the next start.
 
 import ctypes
 import fcntl
+import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +31,8 @@ __all__ = ["Instance", "running", "serve"]
 _START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_RAY_SCRATCH = "care-sweep-ray-"
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -48,27 +52,28 @@ class Instance:
 
 
 def serve(
-    settings: Settings, *, host: str, port: int, num_cpus: int | None = None, num_gpus: int | None = None
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    as_json: bool = False,
 ) -> int:
-    """Run an instance until SIGINT or SIGTERM; the exit status: 0, or 1 where a process ended by itself."""
-    stopped = False
-
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    with running(settings, host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus) as instance:
-        _say_where(instance)
-        while not stopped:
-            dead = instance.find_dead()
-            if dead is not None:
-                print(f"the {dead} ended by itself; see {instance.log_directory / dead}.log", file=sys.stderr)
-                return 1
-            time.sleep(0.2)
-        print("stopping; sweeps that are running go on at the next start", flush=True)
-    return 0
+    """Run an instance until SIGINT, SIGTERM or SIGHUP. The exit status: 0, or 1 where a part of it died."""
+    for number in _ENDINGS:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with running(settings, host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus) as instance:
+            _say_where(instance, as_json=as_json)
+            while (dead := instance.find_dead()) is None:
+                time.sleep(0.2)
+            print(f"the {dead} ended by itself; see {instance.log_directory / dead}.log", file=sys.stderr)
+            return 1
+    except KeyboardInterrupt:
+        if not as_json:
+            print("stopped; sweeps that were running go on at the next start", flush=True)
+        return 0
 
 
 @contextmanager
@@ -83,16 +88,16 @@ def running(
     """A service, a runner and, unless RAY_ADDRESS names a cluster, a local Ray, for the length of a `with`.
 
     Raises:
-        CareSweepError: another instance uses this home, the port is taken, or a process does not come up.
+        CareSweepError: the home cannot be used, another instance uses it, the port is taken, or a process
+            does not come up.
     """
     port = port or _free_port()
-    logs = settings.home / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    settings.home.chmod(0o700)
+    logs = _prepare_home(settings.home)
     processes: dict[str, subprocess.Popen[bytes]] = {}
     environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
     with ExitStack() as stack:
         stack.enter_context(_only_instance(settings.home))
+        shutil.rmtree(settings.scratch_directory, ignore_errors=True)
         stack.callback(_stop, processes)
         command = [sys.executable, "-m", "service", "--host", host, "--port", str(port)]
         processes["service"] = _start("service", command, environment, logs)
@@ -100,7 +105,7 @@ def running(
         if settings.ray_address is None:
             token_path = _token(settings.home)
             environment |= _ray_environment(token_path)
-            scratch = stack.enter_context(_short_directory())
+            scratch = stack.enter_context(_short_directory(settings.home))
             ports = _RayPorts.free()
             command = _ray_command(ports, scratch, num_cpus, num_gpus)
             processes["ray"] = _start("ray", command, environment, logs)
@@ -116,7 +121,13 @@ def running(
         yield Instance(url, dashboard_url, token_path, logs, processes)
 
 
-def _say_where(instance: Instance) -> None:
+def _say_where(instance: Instance, *, as_json: bool) -> None:
+    if as_json:
+        where = {
+            key: getattr(instance, key) for key in ("url", "dashboard_url", "token_path", "log_directory")
+        }
+        print(json.dumps(where, default=str), flush=True)
+        return
     print(f"service    {instance.url}  (API documentation at {instance.url}/docs)")
     if instance.dashboard_url and instance.token_path:
         print(f"dashboard  {instance.dashboard_url}  log in with: cat {instance.token_path}")
@@ -130,7 +141,7 @@ def _say_where(instance: Instance) -> None:
 def _start(
     name: str, command: Sequence[str], environment: Mapping[str, str], logs: Path
 ) -> "subprocess.Popen[bytes]":
-    with (logs / f"{name}.log").open("ab") as log:
+    with (logs / f"{name}.log").open("wb") as log:  # of this start; the sweeps' own logs are kept
         return subprocess.Popen(  # noqa: S603  (our own modules and Ray's, with arguments of our own)
             command,
             stdin=subprocess.DEVNULL,
@@ -149,6 +160,15 @@ def _end_with_parent() -> None:
 
 def _stop(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
     """The runner first, for it ends its drivers; the service last, for it may still be asked."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
+    try:
+        _end_all(processes)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end_all(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
     for name in ("runner", "ray", "service"):
         process = processes.get(name)
         if process is None or process.poll() is not None:
@@ -182,6 +202,19 @@ def _wait_for(
 # --- what an instance owns ---
 
 
+def _prepare_home(home: Path) -> Path:
+    """The folder of logs, below a home that exists and can be written."""
+    try:
+        if not home.exists():
+            home.mkdir(mode=0o700, parents=True)
+        (home / "logs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise CareSweepError(
+            f"CARE_SWEEP_HOME {home} cannot be used: {error.strerror}; set it to a folder that you can write"
+        ) from error
+    return home / "logs"
+
+
 @contextmanager
 def _only_instance(home: Path) -> Iterator[None]:
     with (home / "instance.lock").open("a+") as lock:
@@ -198,21 +231,32 @@ def _only_instance(home: Path) -> Iterator[None]:
 def _token(home: Path) -> Path:
     """The secret of the local Ray cluster, made once and readable by its owner alone."""
     path = home / "ray-token"
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        path.chmod(0o600)
-        return path
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+    if not path.is_file() or not path.read_text().strip():
+        temporary = home / ".ray-token.part"
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        temporary.replace(path)
+    path.chmod(0o600)
     return path
 
 
 @contextmanager
-def _short_directory() -> Iterator[Path]:
-    """Ray keeps sockets below it, whose paths may have 107 characters; the home's own may be too long."""
-    with TemporaryDirectory(prefix="care-sweep-ray-", dir="/tmp", ignore_cleanup_errors=True) as path:
-        yield Path(path)
+def _short_directory(home: Path) -> Iterator[Path]:
+    """Ray keeps sockets below it, whose paths may have 107 characters; the home's own may be too long.
+
+    A link in the home remembers it, so that one left by a killed instance goes at the next start.
+    """
+    link = home / "ray-scratch"
+    if link.is_symlink() and link.readlink().name.startswith(_RAY_SCRATCH):
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+    with TemporaryDirectory(prefix=_RAY_SCRATCH, dir="/tmp", ignore_cleanup_errors=True) as path:
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+        try:
+            yield Path(path)
+        finally:
+            link.unlink(missing_ok=True)
 
 
 # --- a local Ray ---

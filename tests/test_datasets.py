@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from care_sweep.datasets import DATASET_FORMS, DatasetSource, locate
+from care_sweep.datasets import DATASET_FORMS, DatasetSource, locate, refuse_escapes
 from care_sweep.errors import DatasetError
 
 
@@ -91,3 +91,15 @@ def test_a_name_without_a_meaning_lists_the_forms(tmp_path: Path, name: str) -> 
 def test_a_path_that_no_system_knows_is_refused_too(tmp_path: Path, roots: list[Path], name: str) -> None:
     with pytest.raises(DatasetError):
         find(name, tmp_path, roots)
+
+
+def test_a_link_below_a_root_may_not_lead_out_of_it(tmp_path: Path) -> None:
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    for folder in (root / "set" / "dog", root / "elsewhere", secret):
+        folder.mkdir(parents=True)
+    (root / "set" / "cat").symlink_to(root / "elsewhere")
+    source = locate(f"folder:{root / 'set'}", download_directory=tmp_path, roots=[root])
+    refuse_escapes(source, [root])
+    (root / "elsewhere" / "deeper").symlink_to(secret)
+    with pytest.raises(DatasetError, match="deeper is a link out of the data roots"):
+        refuse_escapes(source, [root])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from care_sweep.errors import InvalidDocument
 from care_sweep.settings import Settings
 
 
@@ -59,3 +60,14 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / "a",),
         tmp_path / "s",
     )
+
+
+def test_an_object_store_is_refused_by_name() -> None:
+    with pytest.raises(InvalidDocument, match="CARE_SWEEP_STORAGE_URI"):
+        Settings.from_environment({"CARE_SWEEP_STORAGE_URI": "s3://bucket/sweeps"})
+
+
+def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    settings = Settings.from_environment({"CARE_SWEEP_STORAGE_URI": "~/sweeps"})
+    assert settings.storage_uri == Path("/home/someone/sweeps")

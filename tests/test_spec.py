@@ -130,8 +130,8 @@ BAD_SWEEPS = {
     ),
     "unknown key that needs escapes": (sweep(**{"a/b~c": 1}), "/a~1b~0c", "known are name, space"),
     "missing name": ({"space": space(), "num_trials": 4}, "/name", "is required"),
-    "no document": (None, "", "should be a valid dictionary"),
-    "a list": ([], "", "should be a valid dictionary"),
+    "no document": (None, "", "must be a mapping with keys of name, space"),
+    "a list": ([], "", "must be a mapping with keys of name, space"),
     "low above high": (
         parameter(type="float", low=1, high=0.1),
         "/space/parameters/temperature/low",
@@ -242,7 +242,9 @@ BAD_SWEEPS = {
     "0 at once": (sweep(max_concurrent_trials=0), "/max_concurrent_trials", "greater than or equal to 1"),
     "seed too large": (sweep(seed=2**31), "/seed", "less than 2147483648"),
     "empty name": (sweep(name=""), "/name", "at least 1 character"),
-    "name with a line break": (sweep(name="a\nb"), "/name", "match pattern"),
+    "name with a line break": (sweep(name="a\nb"), "/name", "printable"),
+    "name that is blank": (sweep(name="  "), "/name", "not a space"),
+    "name that turns the line around": (sweep(name="a\u202eb"), "/name", "printable"),
     "name with half a character": (sweep(name="\ud800"), "/name", "a valid string"),
     "metric is a loss": (
         sweep(metric="train_loss"),
@@ -276,7 +278,7 @@ BAD_SWEEPS = {
     "parameter is a number": (
         sweep(space={"parameters": {"temperature": 3}}),
         "/space/parameters/temperature",
-        "a valid dictionary",
+        "a mapping",
     ),
     "default outside": (
         parameter(**TEMPERATURE, default=2),
@@ -638,3 +640,18 @@ def test_every_pointer_leads_into_the_document(document: Any) -> None:
     except InvalidDocument as error:
         for problem in error.problems:
             assert is_place(document, problem.pointer), problem
+
+
+@pytest.mark.parametrize(
+    ("name", "high"), [("warmup_epochs", 10**30), ("knn_neighbors", 10**400), ("num_splits", 10**9)]
+)
+def test_whole_numbers_have_bounds(name: str, high: int) -> None:
+    (problem, *_) = problems(SweepSpec, sweep(space=space(fixed={name: high})))
+    assert problem.pointer == f"/space/fixed/{name}"
+    assert "less than or equal" in problem.detail
+
+
+def test_a_warm_up_fits_into_the_epochs() -> None:
+    (problem,) = problems(TrialConfig, {"epochs": 3, "warmup_epochs": 4})
+    assert problem.pointer == "/warmup_epochs"
+    assert "does not fit" in problem.detail

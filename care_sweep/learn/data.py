@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from care_sweep.datasets import locate
+from care_sweep.datasets import locate, refuse_escapes
 from care_sweep.errors import DatasetError
 from care_sweep.learn.randomness import Stream, generator
 from care_sweep.learn.readers import Labelled, RawDataset, read_folder, read_parquet, read_torchvision
@@ -68,7 +68,8 @@ def load_dataset(
     Args:
         name: one of `care_sweep.datasets.DATASET_FORMS`.
         download_directory: where torchvision's sets are kept.
-        roots: folders that `folder:` and `parquet:` paths must lie under; None allows every path.
+        roots: folders that `folder:` and `parquet:` paths must lie under, whatever links are in them; None
+            allows every path.
         resize: the largest central square of each image is scaled to this side, in pixels.
         download: fetch torchvision's sets where they are missing.
 
@@ -76,6 +77,8 @@ def load_dataset(
         DatasetError: the data is missing, unreadable or unfit; the message names the file and a remedy.
     """
     source = locate(name, download_directory=download_directory, roots=roots, download=download)
+    if roots is not None:
+        refuse_escapes(source, roots)
     if source.kind == "torchvision":
         raw = read_torchvision(name, source.path or download_directory, resize, download=download)
     elif source.kind == "folder" and source.path is not None:

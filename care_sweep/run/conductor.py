@@ -11,17 +11,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from care_sweep.layout import discard_training_states, trial_directory
 from care_sweep.search.asha import SuccessiveHalving
 from care_sweep.search.study import Study
 from care_sweep.spec import Measurement, Scalar, SweepSpec, TrialConfig, TrialState
 from care_sweep.store import Lease, Store, TrialRecord
 
-__all__ = ["MAX_ATTEMPTS", "Assignment", "Conductor", "trial_directory"]
+__all__ = ["MAX_LOSSES", "Assignment", "Conductor"]
 
 _LOG = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 4
-"""A trial whose worker is lost is attempted again this often in all; its own failures are final."""
+MAX_LOSSES = 4
+"""So many attempts of a trial may end with their worker before it has failed; its own failures are final."""
+
+_FIRST_PAUSE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 60.0
+_WORKER_LOST = "worker lost"
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,16 @@ class _OpenTrial:
     is_baseline: bool
     attempt: int
     last_epoch: int = 0
+    num_losses: int = 0
 
 
 class Conductor:
     """Runs one sweep's trials from the store's point of view. Used from one thread.
 
-    `next` proposes attempts, `measured`, `failed` and `lost` hear what became of them.
+    `next` proposes attempts; `measured`, `failed`, `interrupted` and `lost` hear what became of them.
+
+    Attributes:
+        has_cut_short: the budget was spent before all trials had ended.
     """
 
     def __init__(
@@ -69,6 +78,9 @@ class Conductor:
         self._open: dict[int, _OpenTrial] = {}
         self._again: deque[int] = deque()
         self._num_started = 0
+        self.has_cut_short = False
+        self._pause_seconds = 0.0
+        self._paused_until = clock()
         self._replay(store)
 
     # --- what to do next ---
@@ -95,6 +107,8 @@ class Conductor:
         if self.is_out_of_budget:
             self._give_up_waiting()
             return None
+        if self._clock() < self._paused_until:
+            return None
         if self._again:
             number = self._again.popleft()
             self._open[number].attempt += 1
@@ -118,6 +132,7 @@ class Conductor:
         final = value if state is TrialState.COMPLETE else None
         self._lease.record(number, attempt, measurement, state=state, value=final)
         trial.last_epoch = measurement.epoch
+        self._get_on()
         if not trial.is_baseline and value is not None:
             self._study.report(number, measurement.epoch, value)
         if state is not None:
@@ -131,16 +146,37 @@ class Conductor:
             self._close(number, TrialState.FAILED, None)
 
     def lost(self, number: int, attempt: int, message: str) -> None:
-        """The attempt ended without a word, and not by the trial's fault: again, up to MAX_ATTEMPTS."""
+        """The attempt ended without a word, and not by the trial's fault: again, up to MAX_LOSSES."""
         if not self._is_current(number, attempt):
             return
-        if attempt < MAX_ATTEMPTS:
-            self._lease.interrupt_trial(number, reason="worker lost", message=message)
+        self._open[number].num_losses += 1
+        if self._open[number].num_losses < MAX_LOSSES:
+            self._lease.interrupt_trial(number, reason=_WORKER_LOST, message=message)
             self._again.append(number)
         else:
-            self.failed(number, attempt, reason="worker lost", message=message)
+            self.failed(number, attempt, reason=_WORKER_LOST, message=message)
+
+    def interrupted(self, number: int, attempt: int, message: str) -> None:
+        """The disk took no more: the sweep says so and pauses, then tries again; the trial loses nothing."""
+        if not self._is_current(number, attempt):
+            return
+        self._lease.interrupt_trial(number, reason="storage", message=message)
+        self._again.append(number)
+        self._lease.explain(message)
+        doubled = 2 * self._pause_seconds
+        self._pause_seconds = min(max(doubled, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        self._paused_until = self._clock() + self._pause_seconds
+
+    def explain(self, message: str | None) -> None:
+        """Let the sweep say why nothing can start, or with None that something can."""
+        self._lease.explain(message)
 
     # --- inside ---
+
+    def _get_on(self) -> None:
+        if self._pause_seconds:
+            self._pause_seconds = 0.0
+            self._lease.explain(None)
 
     def _propose(self) -> int:
         number = self._num_started
@@ -164,6 +200,7 @@ class Conductor:
             assert value is not None, f"the last epoch of trial {number} lacks {self.spec.metric}"
             return TrialState.COMPLETE
         if self.is_out_of_budget:
+            self.has_cut_short = True
             return TrialState.CANCELLED
         if self._halving is None or trial.is_baseline or value is None:
             return None
@@ -171,8 +208,7 @@ class Conductor:
 
     def _close(self, number: int, state: TrialState, value: float | None) -> None:
         trial = self._open.pop(number)
-        for training_state in self._trial_directory(number).glob("attempt-*/state-*.pt"):
-            training_state.unlink(missing_ok=True)
+        discard_training_states(self._trial_directory(number))
         if trial.is_baseline:
             return
         if state is TrialState.COMPLETE and value is not None:
@@ -183,6 +219,7 @@ class Conductor:
             self._study.fail(number)
 
     def _give_up_waiting(self) -> None:
+        self.has_cut_short |= bool(self._again) or self._num_started < self.spec.num_trials
         while self._again:
             number = self._again.popleft()
             self._lease.finish_trial(number, TrialState.CANCELLED, reason="budget spent")
@@ -202,6 +239,9 @@ class Conductor:
                 curves.setdefault(row.trial_number, {})[row.epoch] = row.metrics[self.spec.metric]
         for record in store.trials(self._lease.sweep_id).items:
             self._replay_trial(record, curves.get(record.number, {}))
+        for number, trial in self._open.items():
+            attempts = store.attempts(self._lease.sweep_id, number)
+            trial.num_losses = sum(attempt.reason == _WORKER_LOST for attempt in attempts)
 
     def _replay_trial(self, record: TrialRecord, curve: Mapping[int, float]) -> None:
         self._num_started = max(self._num_started, record.number + 1)
@@ -215,8 +255,3 @@ class Conductor:
             self._open[record.number] = trial
             self._again.append(record.number)
             _LOG.info("trial %d goes on after epoch %d", record.number, record.last_epoch)
-
-
-def trial_directory(storage: Path, sweep_id: str, number: int) -> Path:
-    """Where a trial keeps its attempts, its checkpoints and its logs."""
-    return storage / "sweeps" / sweep_id / "trials" / f"{number:05d}"

@@ -37,13 +37,23 @@ def main() -> int:
     assert settings.ray_address, "the runner sets RAY_ADDRESS"
     store = Store(open_database(settings.database_url))
     lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock)
-    connect(settings.ray_address)
     try:
+        connect(settings.ray_address)
         drive(store, lease, settings)
     except LeaseLost as error:
         _LOG.warning("%s", error)
         return LEASE_LOST
+    except Exception as error:  # noqa: BLE001  (whatever it was, the runner starts another driver)
+        _LOG.exception("the driver failed")
+        print(last_words(error), file=sys.stderr, flush=True)  # the runner reads the log's last line
+        return 1
     return 0
+
+
+def last_words(error: Exception) -> str:
+    """One line on what failed. Tune puts the traceback of the real error into its own's message."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1] if lines[0].startswith("Traceback") else f"{type(error).__name__}: {lines[0]}"
 
 
 def drive(store: Store, lease: Lease, settings: Settings) -> None:
@@ -52,9 +62,9 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
 
     with _kept(lease):
         conductor = Conductor(store, lease, settings.storage_uri)
-        run_trials(conductor, settings.download_directory)
+        run_trials(conductor, settings)
     counts = store.sweep(lease.sweep_id).trial_counts
-    if conductor.is_out_of_budget:
+    if conductor.has_cut_short and set(counts) != {TrialState.FAILED}:
         lease.finish_sweep(SweepState.SUCCEEDED, reason="budget spent")
     elif counts.get(TrialState.COMPLETE):
         lease.finish_sweep(SweepState.SUCCEEDED)

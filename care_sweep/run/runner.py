@@ -1,6 +1,7 @@
 """Which sweeps run now? `python -m care_sweep.run.runner` claims them and watches their drivers."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from care_sweep.errors import LeaseLost
+from care_sweep.layout import discard_training_states, sweep_directory
 from care_sweep.run.cluster import connect, describe
 from care_sweep.run.driver import LEASE_LOST
 from care_sweep.settings import Settings
@@ -28,7 +30,7 @@ LEASE_SECONDS = 15.0
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 5.0
 _KILL_SECONDS = 3.0
-_MAX_DRIVERS = 4  # of one sweep in a row, none of which got anywhere
+_MAX_DEATHS = 4  # of a sweep's drivers in a row, with no measurement between them
 _LOG = logging.getLogger("care_sweep.runner")
 
 
@@ -43,6 +45,12 @@ class _Driver:
 class _Observation:
     counter: int
     since: float
+
+
+@dataclass
+class _Deaths:
+    count: int
+    last_measurement: int
 
 
 @dataclass
@@ -61,7 +69,7 @@ class Runner:
     def __post_init__(self) -> None:
         self._drivers: dict[str, _Driver] = {}
         self._observed: dict[str, _Observation] = {}
-        self._deaths: dict[str, int] = {}
+        self._deaths: dict[str, _Deaths] = {}
 
     def step(self) -> None:
         """Look once at every driver and every sweep that may need one."""
@@ -87,7 +95,7 @@ class Runner:
         live = [SweepState.RUNNING, SweepState.STOPPING]
         leased = self.store.sweeps(states=live, oldest_first=True, page_size=1000).items
         abandoned = [s for s in leased if s.id not in self._drivers and self._is_abandoned(s)]
-        queued = self.store.sweeps(states=[SweepState.QUEUED], oldest_first=True, page_size=50).items
+        queued = self.store.sweeps(states=[SweepState.QUEUED], oldest_first=True, page_size=1).items
         return [*abandoned, *queued]
 
     def _is_abandoned(self, sweep: SweepRecord) -> bool:
@@ -104,8 +112,9 @@ class Runner:
         self._observed.pop(sweep.id, None)
         if sweep.state is SweepState.STOPPING:
             lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
+            self._discard_training_states(sweep.id)
             return
-        log = self.settings.storage_uri / "sweeps" / sweep.id / "driver.log"
+        log = sweep_directory(self.settings.storage_uri, sweep.id) / "driver.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "care_sweep.run.driver"]
         command += ["--sweep", sweep.id, "--fencing-token", str(lease.token)]
@@ -137,18 +146,28 @@ class Runner:
             driver.lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
         self._kill(driver)
         self._drivers.pop(driver.lease.sweep_id, None)
+        self._discard_training_states(driver.lease.sweep_id)
         _LOG.info("sweep %s was cancelled", driver.lease.sweep_id)
 
     def _replace(self, driver: _Driver, status: int) -> None:
+        """Let the sweep be claimed anew, or end it where drivers die and nothing is measured in between."""
         sweep_id = driver.lease.sweep_id
-        self._deaths[sweep_id] = self._deaths.get(sweep_id, 0) + 1
+        measured = self.store.last_measurement(sweep_id)
+        deaths = self._deaths.setdefault(sweep_id, _Deaths(0, measured))
+        deaths.count = deaths.count + 1 if deaths.last_measurement == measured else 1
+        deaths.last_measurement = measured
         _LOG.warning("the driver of sweep %s ended with status %d; see %s", sweep_id, status, driver.log)
         with contextlib.suppress(LeaseLost):
-            if self._deaths[sweep_id] < _MAX_DRIVERS:
+            if deaths.count < _MAX_DEATHS:
                 driver.lease.release()
             else:
-                tail = driver.log.read_text(errors="replace")[-2000:]
-                driver.lease.finish_sweep(SweepState.FAILED, reason="driver failed", message=tail)
+                message = f"its driver ended {deaths.count} times in a row; {driver.log} ends with: "
+                message += _last_line(driver.log)
+                driver.lease.finish_sweep(SweepState.FAILED, reason="driver failed", message=message)
+                self._discard_training_states(sweep_id)
+
+    def _discard_training_states(self, sweep_id: str) -> None:
+        discard_training_states(sweep_directory(self.settings.storage_uri, sweep_id))
 
     def _kill(self, driver: _Driver) -> None:
         driver.process.terminate()
@@ -157,6 +176,29 @@ class Runner:
         except subprocess.TimeoutExpired:
             os.killpg(driver.process.pid, signal.SIGKILL)
             driver.process.wait()
+
+
+class _Complaints:
+    """Logs a trouble when it begins and when it is over, not each time it is met."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._current: str | None = None
+
+    def note(self, error: Exception | None) -> None:
+        found = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
+        if found == self._current:
+            return
+        self._current = found
+        if error is None:
+            _LOG.info("%s: in order again", self._what)
+        else:
+            _LOG.error("%s; trying again", self._what, exc_info=error)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").rstrip().splitlines()
+    return lines[-1][:1000] if lines else "nothing"
 
 
 def main() -> int:
@@ -172,27 +214,29 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     runner = Runner(settings, store)
-    reports = threading.Thread(target=_report_cluster, args=(runner, stop), name="cluster", daemon=True)
-    reports.start()
+    reporter = functools.partial(_report_cluster, runner.name, store)
+    reports = (reporter, _REPORT_SECONDS, stop, _Complaints("the cluster could not be reported"))
+    threading.Thread(target=_repeat, args=reports, name="cluster", daemon=True).start()
     _LOG.info("runner %s is ready", runner.name)
     try:
-        while not stop.wait(_POLL_SECONDS):
-            try:
-                runner.step()
-            except Exception:  # noqa: BLE001  (the database may be away for a while)
-                _LOG.exception("a step failed; trying again")
+        _repeat(runner.step, _POLL_SECONDS, stop, _Complaints("the sweeps could not be looked after"))
     finally:
         runner.close()
     return 0
 
 
-def _report_cluster(runner: Runner, stop: threading.Event) -> None:
-    while not stop.is_set():
+def _repeat(step: Callable[[], None], seconds: float, stop: threading.Event, complaints: _Complaints) -> None:
+    while not stop.wait(seconds):
         try:
-            runner.store.report_cluster(runner.name, describe())
-        except Exception:  # noqa: BLE001  (the cluster may be away for a while)
-            _LOG.exception("the cluster could not be described; trying again")
-        stop.wait(_REPORT_SECONDS)
+            step()
+        except Exception as error:  # noqa: BLE001  (database and cluster may be away for a while)
+            complaints.note(error)
+        else:
+            complaints.note(None)
+
+
+def _report_cluster(name: str, store: Store) -> None:
+    store.report_cluster(name, describe())
 
 
 if __name__ == "__main__":

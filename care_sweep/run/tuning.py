@@ -5,8 +5,7 @@ Ray's own OptunaSearch, ASHAScheduler, checkpoints and restore are not used: see
 
 import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,16 +17,18 @@ from ray.tune.search import Searcher
 
 from care_sweep.run.conductor import Assignment, Conductor
 from care_sweep.run.worker import run_attempt
+from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, Resources
 
-__all__ = ["run_trials"]
+__all__ = ["capacity_of", "run_trials"]
 
 
-def run_trials(conductor: Conductor, download_directory: Path) -> None:
+def run_trials(conductor: Conductor, settings: Settings) -> None:
     """Run a sweep's trials on the connected Ray cluster until the conductor has no more."""
     resources = _resources_per_trial(conductor.spec.resources)
-    searcher = _ConductedSearcher(conductor, resources, download_directory)
-    with TemporaryDirectory(prefix="care-sweep-tune-", ignore_cleanup_errors=True) as scratch:
+    searcher = _ConductedSearcher(conductor, resources, settings)
+    settings.scratch_directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=settings.scratch_directory, ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
             tune.with_resources(run_attempt, resources),
             tune_config=tune.TuneConfig(
@@ -56,14 +57,13 @@ class _NotSnapshotted:
 class _ConductedSearcher(_NotSnapshotted, Searcher):
     """Proposes what the conductor wants run, as long as the cluster and the sweep's own limit hold it."""
 
-    def __init__(
-        self, conductor: Conductor, resources: Mapping[str, float], download_directory: Path
-    ) -> None:
+    def __init__(self, conductor: Conductor, resources: Mapping[str, float], settings: Settings) -> None:
         super().__init__(metric=None, mode=None)
         self._conductor = conductor
         self._resources = resources
-        self._download_directory = download_directory
+        self._settings = settings
         self._assignments: dict[str, Assignment] = {}
+        self._is_starved = False
 
     def suggest(self, trial_id: str) -> Any:
         if self._conductor.is_finished:
@@ -80,7 +80,8 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
             "config": assignment.config.model_dump(),
             "directory": str(assignment.directory),
             "last_epoch": assignment.last_epoch,
-            "download_directory": str(self._download_directory),
+            "download_directory": str(self._settings.download_directory),
+            "data_roots": [str(root) for root in self._settings.data_roots],
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -100,14 +101,25 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
 
     def _most_at_once(self) -> int:
         """Trials beyond what the cluster holds would wait inside Tune, proposed before anything is learnt."""
-        total = ray.cluster_resources()
-        capacity: int = min(
-            math.floor(total.get(name, 0.0) / amount + 1e-9)
-            for name, amount in self._resources.items()
-            if amount
-        )
+        capacity = capacity_of([node["Resources"] for node in ray.nodes() if node["Alive"]], self._resources)
+        if (capacity == 0) != self._is_starved:
+            self._is_starved = capacity == 0
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in self._resources.items() if amount)
+            self._conductor.explain(
+                f"waiting: no node of the cluster has the {wanted} that a trial needs"
+                if self._is_starved
+                else None
+            )
         limit = self._conductor.spec.max_concurrent_trials
         return capacity if limit is None else min(limit, capacity)
+
+
+def capacity_of(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float]) -> int:
+    """How many trials of `wanted` fit on the nodes; a trial does not span two."""
+    return sum(
+        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
+        for node in nodes
+    )
 
 
 class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
@@ -122,6 +134,9 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
         if "failure" in result:
             self._conductor.failed(number, attempt, **json.loads(result["failure"]))
             return str(TrialScheduler.CONTINUE)  # the worker returns or raises by itself
+        if "interruption" in result:
+            self._conductor.interrupted(number, attempt, result["interruption"])
+            return str(TrialScheduler.CONTINUE)
         measurement = Measurement.model_validate_json(result["measurement"])
         ended = self._conductor.measured(number, attempt, measurement)
         is_last = measurement.epoch >= self._conductor.spec.epochs  # it returns by itself

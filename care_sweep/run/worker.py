@@ -3,10 +3,10 @@
 The module loads torch only inside the function, since the driver, which never computes, imports it too.
 """
 
+import errno
 import json
 import logging
 import os
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,6 +17,7 @@ from ray import tune
 
 from care_sweep.documents import parse
 from care_sweep.errors import CareSweepError, DatasetError, TrialDiverged
+from care_sweep.layout import discard_training_states
 from care_sweep.spec import Measurement, TrialConfig
 
 if TYPE_CHECKING:
@@ -25,45 +26,67 @@ if TYPE_CHECKING:
 __all__ = ["run_attempt"]
 
 _LOG = logging.getLogger("care_sweep.trial")
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
 
 def run_attempt(order: Mapping[str, Any]) -> None:
-    """Train as ordered and report each epoch to the driver; `order` is what `driver` made of an `Assignment`.
+    """Train as ordered and report each epoch to the driver; `order` is what `tuning` made of an `Assignment`.
 
-    A failure of the trial itself is reported with its reason. Divergence and unfit images leave the process
-    fit for the next trial; after any other exception Ray replaces it.
+    A failure of the trial itself is reported with its reason, an unusable disk as an interruption. After
+    divergence, unfit images and a full disk the process is fit for the next trial; after any other exception
+    Ray replaces it.
     """
+    try:
+        directory = Path(order["directory"]) / f"attempt-{order['attempt']}"
+        directory.mkdir(parents=True, exist_ok=True)
+        with _log_to(directory / "log.txt"):
+            _train(order, directory)
+    except TrialDiverged as error:
+        _report_failure("diverged", error)
+    except DatasetError as error:
+        _report_failure("dataset", error)
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
+            _report_failure("error", error)
+            raise
+        where = error.filename or order["directory"]
+        tune.report({"interruption": f"{where}: {error.strerror}; the sweep goes on once there is room"})
+
+
+def _train(order: Mapping[str, Any], directory: Path) -> None:
     from care_sweep.learn.train import train  # noqa: PLC0415
 
-    directory = Path(order["directory"]) / f"attempt-{order['attempt']}"
-    directory.mkdir(parents=True, exist_ok=True)
-    with _log_to(directory / "log.txt"):
-        try:
-            config = parse(TrialConfig, order["config"])
-            _LOG.info("trial %d, attempt %d, process %d", order["number"], order["attempt"], os.getpid())
-            _LOG.info("configuration: %s", config.model_dump_json())
-            data = _dataset(config.dataset, config.resize, Path(order["download_directory"]))
-            state = _training_state(Path(order["directory"]), order["last_epoch"])
-            train(config, data, _reporter(order), directory=directory, resume_from=state)
-        except (TrialDiverged, DatasetError) as error:
-            reason = "diverged" if isinstance(error, TrialDiverged) else "dataset"
-            _report_failure(order, reason, error)
-        except Exception as error:
-            _report_failure(order, "error", error)
-            raise
+    try:
+        _LOG.info("trial %d, attempt %d, process %d", order["number"], order["attempt"], os.getpid())
+        config = parse(TrialConfig, order["config"])
+        _LOG.info("configuration: %s", config.model_dump_json())
+        state = _training_state(Path(order["directory"]), order["last_epoch"])
+        _LOG.info("goes on from %s", state) if state else _LOG.info("begins anew")
+        data = _dataset(
+            config.dataset, config.resize, Path(order["download_directory"]), tuple(order["data_roots"])
+        )
+        train(config, data, _reporter(order), directory=directory, resume_from=state)
+    except Exception:
+        _LOG.exception("trial %d failed", order["number"])
+        raise
 
 
 @lru_cache(maxsize=2)
-def _dataset(name: str, resize: int | None, download_directory: Path) -> "Dataset":
+def _dataset(
+    name: str, resize: int | None, download_directory: Path, data_roots: tuple[str, ...]
+) -> "Dataset":
     from care_sweep.learn.data import load_dataset  # noqa: PLC0415
 
-    return load_dataset(name, download_directory=download_directory, resize=resize)
+    roots = [Path(root) for root in data_roots]
+    return load_dataset(name, download_directory=download_directory, roots=roots, resize=resize)
 
 
 def _training_state(trial_directory: Path, last_epoch: int) -> Path | None:
-    """The training state after the last stored epoch, whichever attempt left it."""
+    """The training state after the last stored epoch, whichever attempt left it; older ones are deleted."""
     found = sorted(trial_directory.glob(f"attempt-*/state-{last_epoch:05d}.pt"))
-    return found[-1] if found else None
+    state = found[-1] if found else None
+    discard_training_states(trial_directory, keep=state)
+    return state
 
 
 def _reporter(order: Mapping[str, Any]) -> Any:
@@ -80,8 +103,7 @@ def _reporter(order: Mapping[str, Any]) -> Any:
     return report
 
 
-def _report_failure(order: Mapping[str, Any], reason: str, error: Exception) -> None:
-    _LOG.error("trial %d failed: %s\n%s", order["number"], reason, traceback.format_exc())
+def _report_failure(reason: str, error: Exception) -> None:
     named = "" if isinstance(error, CareSweepError) else f"{type(error).__name__}: "
     message = f"{named}{error}"[:4000].replace("\0", "\ufffd")  # PostgreSQL keeps no NUL
     message = message.encode(errors="replace").decode()

@@ -35,8 +35,8 @@ def open_database(url: str) -> Engine:
         with writing(engine) as connection:
             _upgrade(connection)
     except (DatabaseError, SQLAlchemyError, ImportError, OSError) as error:
-        words = _in_words(error)
-        raise DatabaseError(f"the database {_without_password(url)} cannot be opened: {words}") from error
+        problem = f"the database {_without_password(url)} cannot be opened: {_in_words(error)}"
+        raise DatabaseError(problem + _remedy(error)) from error
     return engine
 
 
@@ -111,6 +111,14 @@ def _schema_version(connection: Connection) -> str | None:
 def _in_words(error: Exception) -> str:
     """What the database or the system said, without the statement and the links of SQLAlchemy."""
     return str(getattr(error, "orig", None) or error)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "; install the driver of that database beside care-sweep"
+    if isinstance(error, SQLAlchemyError):
+        return "; look at CARE_SWEEP_DATABASE_URL, and keep the file: what it holds may be all there is"
+    return ""
 
 
 def _strict_json(value: Any) -> str:

@@ -30,13 +30,20 @@ class Lease:
         self._engine = engine
         self._clock = clock
 
-    def renew(self) -> SweepState:
-        """Give a sign of life; answers the state, which may have become STOPPING."""
+    def renew(self) -> None:
+        """Give a sign of life."""
+        with self._fenced():
+            pass
+
+    def explain(self, message: str | None) -> None:
+        """Say why the sweep does not get on, or with None that it does."""
         with self._fenced() as connection:
-            state = connection.execute(
-                select(sweeps.c.state).where(sweeps.c.id == self.sweep_id)
-            ).scalar_one()
-            return SweepState(state)
+            sweep = sweeps.c.id == self.sweep_id
+            said = connection.execute(select(sweeps.c.message, sweeps.c.state).where(sweep)).one()
+            if said.message != message:
+                connection.execute(update(sweeps).where(sweep).values(message=message))
+                change = {"state": said.state, "message": message}
+                add_event(connection, self.sweep_id, "sweep", change, self._clock())
 
     def start_attempt(
         self, number: int, attempt: int, parameters: Mapping[str, Scalar], *, is_baseline: bool

@@ -34,6 +34,7 @@ from care_sweep.store.schema import (
 __all__ = ["Store"]
 
 _KEY_SECONDS = 24 * 3600
+_REPORT_KEPT_SECONDS = 3600
 _LEASED = (SweepState.RUNNING, SweepState.STOPPING)
 
 
@@ -90,7 +91,9 @@ class Store:
                 finish(connection, sweep_id, SweepState.CANCELLED, "cancelled", None, self.clock())
             elif record.state is SweepState.RUNNING:
                 change = {"state": SweepState.STOPPING, "reason": "cancelled"}
-                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change))
+                running = (sweeps.c.id == sweep_id) & (sweeps.c.state == SweepState.RUNNING)
+                if connection.execute(update(sweeps).where(running).values(change)).rowcount == 0:
+                    raise Conflict(f"the sweep {sweep_id} ended just now")
                 add_event(connection, sweep_id, "sweep", change, self.clock())
             return self._sweep(connection, sweep_id)
 
@@ -127,14 +130,12 @@ class Store:
         return Lease(self.engine, sweep.id, sweep.fencing_token + 1, self.clock)
 
     def report_cluster(self, runner: str, report: Mapping[str, Any]) -> None:
-        """Replace what this runner last saw of its cluster."""
-        row = {"report": dict(report), "reported_at": self.clock()}
+        """Replace what this runner last saw of its cluster; reports of runners long gone are dropped."""
+        now = self.clock()
+        outdated = (clusters.c.runner == runner) | (clusters.c.reported_at < now - _REPORT_KEPT_SECONDS)
         with writing(self.engine) as connection:
-            if (
-                connection.execute(update(clusters).where(clusters.c.runner == runner).values(row)).rowcount
-                == 0
-            ):
-                connection.execute(insert(clusters).values(runner=runner, **row))
+            connection.execute(clusters.delete().where(outdated))
+            connection.execute(insert(clusters).values(runner=runner, report=dict(report), reported_at=now))
 
     # --- reads ---
 
@@ -263,6 +264,14 @@ class Store:
         query = select(clusters).order_by(clusters.c.reported_at.desc())
         with reading(self.engine) as connection:
             return [ClusterRecord(**row) for row in connection.execute(query).mappings()]
+
+    def last_measurement(self, sweep_id: str) -> int:
+        """The event of the sweep's newest measurement, 0 before the first: it grows as the sweep gets on."""
+        query = select(func.coalesce(func.max(events.c.sequence), 0)).where(
+            events.c.sweep_id == sweep_id, events.c.kind == "measurement"
+        )
+        with reading(self.engine) as connection:
+            return int(connection.execute(query).scalar_one())
 
     def ping(self) -> None:
         """Return if the database answers; raises what SQLAlchemy raises otherwise."""

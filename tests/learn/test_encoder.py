@@ -93,3 +93,11 @@ def test_groups_do_not_matter_in_evaluation_mode() -> None:
 def test_groups_must_be_equal() -> None:
     with pytest.raises(ValueError, match="groups of equal size"):
         build_model("resnet_tiny", 0)(images(6), 4)
+
+
+def test_the_projector_has_the_published_shape() -> None:
+    model = build_model("resnet_tiny", 0)
+    first, norm, _, last = model.projector
+    assert (first.in_features, first.out_features, first.bias) == (model.num_features, 512, None)
+    assert norm.num_features == 512
+    assert (last.in_features, last.out_features, last.bias is not None) == (512, 128, True)

@@ -18,6 +18,8 @@ from care_sweep.learn.evaluate import (
     probe_accuracy,
     relative_equivariance,
 )
+from care_sweep.learn.randomness import generator
+from care_sweep.learn.views import apply_views, draw_shared_views, normalise
 from care_sweep.spec import TrialConfig
 
 CPU = torch.device("cpu")
@@ -173,3 +175,21 @@ def test_work_already_done_gives_the_same_measures(tiny: Dataset, config: TrialC
 def test_the_test_split_is_not_read(tiny: Dataset, config: TrialConfig) -> None:
     poisoned = dataclasses.replace(tiny, test=Split(None, None))  # type: ignore[arg-type]
     assert evaluate_encoder(build_model("resnet_tiny", 0), poisoned, config, device=CPU)
+
+
+def test_gamma_is_the_mean_over_five_augmentations_of_full_strength(
+    tiny: Dataset, config: TrialConfig
+) -> None:
+    model, device = build_model("resnet_tiny", 0).eval(), torch.device("cpu")
+    images, source = tiny.validation.images, generator(0, "measure")
+
+    def embed(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(normalise(pixels, tiny.mean, tiny.std))
+
+    gammas = []
+    for _ in range(5):
+        drawn = draw_shared_views(len(images), 1, tiny.image_size, 1.0, source)
+        gammas.append(relative_equivariance(embed(images), embed(apply_views(images, drawn))))
+    found = evaluate_encoder(model, tiny, config, device=device)["relative_equivariance"]
+    assert found == pytest.approx(sum(gammas) / 5, rel=1e-5)

@@ -16,7 +16,7 @@ from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.encoder import build_model
 from care_sweep.learn.objective import info_nce
 from care_sweep.learn.randomness import generator
-from care_sweep.learn.train import train, untrained
+from care_sweep.learn.train import _build_optimizer, train, untrained
 from care_sweep.learn.views import apply_views, draw_views, normalise
 from care_sweep.spec import Measurement, TrialConfig
 
@@ -294,3 +294,9 @@ def test_untrained_measures_the_start(config: TrialConfig, tiny: Dataset) -> Non
     assert metrics == untrained(config, tiny, device=CPU)
     assert metrics != untrained(config.model_copy(update={"seed": 1}), tiny, device=CPU)
     json.dumps(metrics, allow_nan=False)
+
+
+def test_sgd_has_momentum() -> None:
+    trial_config = TrialConfig(optimizer="sgd", learning_rate=0.06, weight_decay=5e-4)
+    (group,) = _build_optimizer(build_model("resnet_tiny", 0), trial_config).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.06, 0.9, 5e-4)

@@ -1,6 +1,7 @@
 """A trial's whole life, without Ray: the conductor between a real store and a real study."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from care_sweep.documents import parse
 from care_sweep.errors import LeaseLost
-from care_sweep.run.conductor import MAX_ATTEMPTS, Assignment, Conductor
+from care_sweep.run.conductor import MAX_LOSSES, Assignment, Conductor
+from care_sweep.search.study import Study
 from care_sweep.spec import CheckpointReference, Measurement, SweepSpec, SweepState, TrialState
 from care_sweep.store import Lease, Store, open_database
 
@@ -145,7 +147,7 @@ def test_a_lost_worker_is_replaced_until_its_attempts_are_used_up(make_sweep: Ca
     first = _next(conductor)
     _measure(conductor, first, 1, 0.5)
     trial = first
-    for attempt in range(1, MAX_ATTEMPTS):
+    for attempt in range(1, MAX_LOSSES):
         conductor.lost(trial.number, trial.attempt, "its process died")
         assert _measure(conductor, trial, 2, 0.5), "a report that comes after the loss is not stored"
         trial = _next(conductor)
@@ -156,7 +158,7 @@ def test_a_lost_worker_is_replaced_until_its_attempts_are_used_up(make_sweep: Ca
     conductor.lost(trial.number, trial.attempt, "its process died")
     assert sweep.store.trial(sweep.id, first.number).state is TrialState.FAILED
     reasons = [attempt.reason for attempt in sweep.store.attempts(sweep.id, first.number)]
-    assert reasons == ["worker lost"] * MAX_ATTEMPTS
+    assert reasons == ["worker lost"] * MAX_LOSSES
 
 
 def test_a_new_conductor_goes_on_where_the_old_one_died(make_sweep: Callable[..., _Sweep]) -> None:
@@ -230,3 +232,73 @@ def test_a_cancelled_sweep_takes_no_more_writes(make_sweep: Callable[..., _Sweep
     with pytest.raises(LeaseLost):
         _measure(conductor, trial, 1, 0.5)
     assert sweep.store.trial(sweep.id, trial.number).state is TrialState.CANCELLED
+
+
+def test_restarts_do_not_count_as_losses(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    _next(sweep.conduct())
+    for _ in range(MAX_LOSSES):
+        conductor = sweep.conduct()
+        trial = _next(conductor)
+    conductor.lost(trial.number, trial.attempt, "its process died")
+    assert sweep.store.trial(sweep.id, trial.number).state is TrialState.WAITING
+
+
+def test_losses_before_a_restart_still_count(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    for _ in range(MAX_LOSSES):
+        conductor = sweep.conduct()
+        trial = _next(conductor)
+        conductor.lost(trial.number, trial.attempt, "its process died")
+    assert sweep.store.trial(sweep.id, trial.number).state is TrialState.FAILED
+
+
+def test_a_full_disk_pauses_the_sweep_and_costs_no_trial(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    trial = _next(conductor)
+    for pause in (5, 10, 20, 40, 60, 60):
+        conductor.interrupted(trial.number, trial.attempt, "/storage: No space left on device")
+        assert sweep.store.sweep(sweep.id).message == "/storage: No space left on device"
+        sweep.clock.now += pause - 1
+        assert conductor.next() is None
+        assert not conductor.is_finished
+        sweep.clock.now += 1
+        trial = _next(conductor)
+    _measure(conductor, trial, 1, 0.5)
+    assert sweep.store.sweep(sweep.id).message is None
+    assert _run(conductor, replace(trial, last_epoch=1), 0.5) == EPOCHS
+    assert sweep.store.trial(sweep.id, trial.number).state is TrialState.COMPLETE
+
+
+def test_a_failed_point_teaches_the_search_nothing(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(early_stopping="none", num_trials=40)
+    conductor = sweep.conduct()
+    _run(conductor, _next(conductor), 0.5)
+    for _ in range(20):
+        trial = _next(conductor)
+        _measure(conductor, trial, 1, 0.9)
+        conductor.failed(trial.number, trial.attempt, reason="diverged", message="the loss is nan")
+    after_failures = _next(conductor).config.temperature
+
+    study = Study(conductor.spec.space, conductor.spec.seed)
+    assert after_failures == study.ask(21)["temperature"], "as if nothing had been tried yet"
+
+
+def test_a_budget_runs_on_through_a_restart(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(budget={"max_seconds": 60})
+    sweep.store.clock = lambda: sweep.clock.now
+    _next(sweep.conduct())
+    sweep.clock.now += 61
+    conductor = sweep.conduct()
+    assert conductor.next() is None
+    assert (conductor.is_finished, conductor.has_cut_short) == (True, True)
+
+
+def test_a_budget_that_suffices_cuts_nothing_short(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(budget={"max_seconds": 60}, num_trials=1)
+    conductor = sweep.conduct()
+    _run(conductor, _next(conductor), 0.5)
+    sweep.clock.now += 61
+    assert conductor.next() is None
+    assert not conductor.has_cut_short

@@ -109,7 +109,8 @@ def test_a_sweep_goes_on_after_everything_was_killed(tmp_path: Path) -> None:
         epochs = [measurement["epoch"] for measurement in client.measurements(sweep_id, 0)]
         assert epochs == list(range(1, 41))
         attempts = {measurement["attempt"] for measurement in client.measurements(sweep_id, 0)}
-        assert attempts == {1, 2}, "it went on from its last epoch and did not begin anew"
+        assert attempts == {1, 2}
+        assert "goes on from" in client.logs(sweep_id, 0, attempt=2), "it did not begin anew"
     assert second.end(signal.SIGINT) == 0
     assert not second.processes(), "serve waits for all that it started"
     assert ((home / "ray-token").stat().st_mode & 0o777) == 0o600

@@ -148,6 +148,7 @@ def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
     ended = client.wait(sweep_id, timeout=180)
     assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 3})
     assert next(t for t in client.trials(sweep_id) if t["number"] == 1)["attempt"] == 2
+    assert "goes on from" in client.logs(sweep_id, 1, attempt=2), "it did not begin anew"
 
     for number in range(3):  # seeds are shared, so the disturbed sweep measured the same, to the bit
         expected, found = (

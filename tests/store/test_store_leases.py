@@ -55,6 +55,7 @@ def test_two_claimers_never_both_win(store: Store, other_store: Store) -> None:
 
 TOLD = {
     "renew": [],
+    "explain": [("sweep", None, "RUNNING")],
     "start_attempt": [("trial", 9, "RUNNING")],
     "start_attempt again": [("trial", 1, "RUNNING")],
     "record": [("measurement", 0, 2)],
@@ -117,7 +118,8 @@ def test_a_stopping_sweep_stays_stopping_when_it_is_taken_over(store: Store) -> 
     lease = claimed(store)
     second = store.claim(store.request_cancel(lease.sweep_id), "other")
     assert second is not None
-    assert second.renew() is SweepState.STOPPING
+    second.renew()
+    assert store.sweep(second.sweep_id).state is SweepState.STOPPING
 
 
 def test_a_released_sweep_has_no_owner_and_can_be_claimed(store: Store) -> None:

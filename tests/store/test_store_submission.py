@@ -117,7 +117,8 @@ def test_cancelling_a_running_sweep_asks_its_holder(store: Store) -> None:
 
     assert (record.state, record.reason, record.finished_at) == (SweepState.STOPPING, "cancelled", None)
     assert events_after(store, lease.sweep_id, before) == [("sweep", None, "STOPPING")]
-    assert lease.renew() is SweepState.STOPPING
+    lease.renew()
+    assert store.sweep(lease.sweep_id).state is SweepState.STOPPING
     lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
     assert store.sweep(lease.sweep_id).state is SweepState.CANCELLED
 
