@@ -47,7 +47,7 @@ class _Command(TyperCommand):
         except BrokenPipeError:
             raise
         except (CareSweepError, OSError) as error:
-            _tell(error, as_json=ctx.params.get("as_json", False))
+            _tell(error, doing=str(ctx.info_name), as_json=ctx.params.get("as_json", False))
             raise typer.Exit(1) from None
 
 
@@ -69,11 +69,12 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where the checkpoint and the picture go.")] = Path(
         "care-demo"
     ),
+    as_json: Json = False,
 ) -> None:
     """A whole sweep over real images in a few minutes, from nothing to a checkpoint."""
     from care_sweep.demo import demo as run  # noqa: PLC0415
 
-    raise typer.Exit(run(output))
+    raise typer.Exit(run(output, as_json=as_json))
 
 
 @command()
@@ -84,12 +85,14 @@ def serve(
     ] = 8484,
     num_cpus: Annotated[int | None, typer.Option(help="CPUs for Ray (default: all).", min=1)] = None,
     num_gpus: Annotated[int | None, typer.Option(help="GPUs for Ray (default: all).", min=0)] = None,
+    as_json: Json = False,
 ) -> None:
     """Start the service, a runner and a local Ray with its dashboard, until Ctrl-C."""
     from care_sweep.supervise import serve as run  # noqa: PLC0415
 
+    settings = Settings.from_environment()
     raise typer.Exit(
-        run(Settings.from_environment(), host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus)
+        run(settings, host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus, as_json=as_json)
     )
 
 
@@ -132,7 +135,10 @@ def train(
         trial = configure(parse(SearchSpace, _space_document(str(space))), overrides)
     directory = output or settings.home / "trials" / time.strftime("%Y%m%d-%H%M%S")
     console = Console(stderr=as_json)
-    result = train_one(console, trial, settings, directory, download=download, resume=resume)
+    try:
+        result = train_one(console, trial, settings, directory, download=download, resume=resume)
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
     _print(result, tables.metrics_table(result["metrics"]), as_json)
     if not as_json:
         console.print(f"checkpoint: {result['checkpoint']}", soft_wrap=True, highlight=False, markup=False)
@@ -298,7 +304,12 @@ def spaces(
 def _read(path: Path) -> Any:
     from care_sweep.search.catalog import read_document  # noqa: PLC0415
 
-    return read_document(path.read_bytes())
+    try:
+        return read_document(path.read_bytes())
+    except OSError as error:
+        raise CareSweepError(
+            f"cannot read {path}: {error.strerror}; `care-sweep spaces` lists what needs no file"
+        ) from error
 
 
 def _looks_like_file(what: str) -> bool:
@@ -391,18 +402,21 @@ def _print_json(answer: Any, indent: int | None = 2) -> None:
     print(json.dumps(answer, indent=indent, ensure_ascii=False), flush=True)
 
 
-def _tell(error: Exception, *, as_json: bool) -> None:
+def _tell(error: Exception, *, doing: str, as_json: bool) -> None:
+    detail = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        detail = f"{doing} stopped at {error.filename}: {error.strerror}"
     if as_json:
         problems = error.problems if isinstance(error, ServiceError | InvalidDocument) else ()
         document = {
             "title": type(error).__name__,
             "status": error.status if isinstance(error, ServiceError) else None,
-            "detail": str(error),
+            "detail": detail,
             "problems": [problem.to_json() for problem in problems],
         }
         print(json.dumps(document, ensure_ascii=False), file=sys.stderr)
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {detail}", file=sys.stderr)
 
 
 def main() -> None:

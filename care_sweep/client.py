@@ -164,6 +164,7 @@ class Client:
 
         Raises:
             CheckpointError: what arrived is not what the service stores.
+            OSError: nothing can be written at `path`.
         """
         which = ("checkpoints", "best") if number is None else ("trials", number, "checkpoint")
         return self._connection.download(path_of("sweeps", sweep_id, *which), Path(path))

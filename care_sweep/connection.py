@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -118,6 +119,7 @@ class Connection:
 
         Raises:
             CheckpointError: it is not.
+            OSError: nothing can be written there; its `filename` is `target`.
         """
         folder = target if target.is_dir() else target.parent
         partial = folder / f".{secrets.token_hex(6)}.part"
@@ -128,8 +130,11 @@ class Connection:
             _verify(partial, response)
             final = target / _file_name(response) if target.is_dir() else target
             partial.replace(final)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
         return final
 
     def _fetch(self, path: str, file: IO[bytes]) -> httpx2.Response:

@@ -1,5 +1,6 @@
 """What does one trial do, seen in a terminal? `care-sweep train`: no service, no Ray, one progress bar."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from rich.progress import (
 )
 
 from care_sweep.documents import parse
-from care_sweep.errors import InvalidDocument, Problem
+from care_sweep.errors import CheckpointError, InvalidDocument, Problem
 from care_sweep.settings import Settings
 from care_sweep.spec import CategoricalParameter, Measurement, Scalar, SearchSpace, TrialConfig
 
 __all__ = ["configure", "train_one"]
+
+_CONFIG_NAME = "config.json"
 
 
 def configure(space: SearchSpace, overrides: Mapping[str, Scalar]) -> TrialConfig:
@@ -55,7 +58,16 @@ def train_one(
     download: bool,
     resume: bool,
 ) -> dict[str, Any]:
-    """Train, evaluate and save one trial; the last measurement, and where its checkpoint lies."""
+    """Train, evaluate and save one trial; the last measurement, and where its checkpoint lies.
+
+    Interrupted, it says which command goes on, and lets the KeyboardInterrupt pass.
+
+    Raises:
+        CheckpointError: there is no state to resume from.
+    """
+    states = _states(directory)
+    if resume and not states:
+        raise CheckpointError(f"{directory} holds no training state to go on from; leave out --resume")
     from care_sweep.learn.data import load_dataset  # noqa: PLC0415  (torch loads only for this command)
     from care_sweep.learn.train import train  # noqa: PLC0415
 
@@ -65,7 +77,9 @@ def train_one(
         resize=config.resize,
         download=download,
     )
-    states = sorted(directory.glob("state-*.pt")) if resume else []
+    if not resume:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / _CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n")
     measurements: list[Measurement] = []
     with _progress(console) as progress:
         task = progress.add_task("epochs", total=config.epochs, metric="")
@@ -75,7 +89,11 @@ def train_one(
             accuracy = measurement.metrics["validation_knn_accuracy"]
             progress.update(task, completed=measurement.epoch, metric=f"validation kNN {accuracy:.4f}")
 
-        train(config, data, report, directory=directory, resume_from=states[-1] if states else None)
+        try:
+            train(config, data, report, directory=directory, resume_from=states[-1] if resume else None)
+        except KeyboardInterrupt:
+            progress.console.print(_how_to_go_on(directory), soft_wrap=True, highlight=False, markup=False)
+            raise
     last = measurements[-1]
     return {
         "config": config.model_dump(mode="json"),
@@ -83,6 +101,19 @@ def train_one(
         "metrics": last.metrics,
         "checkpoint": str(directory / last.checkpoint.name) if last.checkpoint else None,
     }
+
+
+def _states(directory: Path) -> list[Path]:
+    """The training states in a folder, the newest last."""
+    return sorted(directory.glob("state-*.pt"))
+
+
+def _how_to_go_on(directory: Path) -> str:
+    if not _states(directory):
+        return "interrupted in the first epoch: there is nothing to go on from"
+    config = str(directory / _CONFIG_NAME)
+    command = ["care-sweep", "train", "--config", config, "--output", str(directory), "--resume"]
+    return f"interrupted; to go on: {shlex.join(command)}"
 
 
 def _progress(console: Console) -> Progress:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -37,13 +37,13 @@ STATE_STYLES = {
 
 
 def sweeps_table(sweeps: Iterable[SweepSummary]) -> RenderableType:
-    table = _table("id", "name", "state", "space", "trials", "created")
+    table = _table("id", "name", "state", "space", "trials", "created", wraps=("name", "space"))
     for sweep in sweeps:
         ended = sum(n for state, n in sweep["trial_counts"].items() if state not in ("WAITING", "RUNNING"))
         trials = f"{ended} of {sweep['num_trials']}"
-        created = _local(sweep["created_at"])
+        name, space = _one_line(sweep["name"]), _one_line(sweep["space"])
         table.add_row(
-            sweep["id"], Text(sweep["name"]), _state(sweep["state"]), sweep["space"], trials, created
+            sweep["id"], name, _state(sweep["state"]), space, trials, _local(sweep["created_at"], "minutes")
         )
     return table if table.row_count else Text("no sweeps; `care-sweep submit SPACE` makes one")
 
@@ -60,7 +60,7 @@ def sweep_view(sweep: Sweep, trials: Sequence[Trial]) -> RenderableType:
         ("created", _local(sweep["created_at"])),
         ("finished", _local(sweep["finished_at"])),
     )
-    table = _table("trial", "state", sweep["metric"], "epoch", "parameters", "")
+    table = _table("trial", "state", "metric", "epoch", "parameters", wraps=("state", "parameters"))
     for trial in trials:
         value = trial["metrics"].get(sweep["metric"]) if trial["value"] is None else trial["value"]
         table.add_row(
@@ -68,25 +68,23 @@ def sweep_view(sweep: Sweep, trials: Sequence[Trial]) -> RenderableType:
             _state(trial["state"], trial["reason"]),
             "" if value is None else f"{value:.4f}",
             str(trial["last_epoch"]),
-            parameters(trial["parameters"]),
-            "baseline" if trial["is_baseline"] else "",
+            _configuration(trial["parameters"], trial["is_baseline"]),
         )
     return Group(facts, table) if trials else facts
 
 
 def best_view(best: Best) -> RenderableType:
     """The ranking, the baselines, the differences and what they are worth."""
-    table = _table("rank", "trial", best["metric"], "parameters", "")
+    table = _table("rank", "trial", "metric", "parameters", wraps=("parameters",))
     shown = best["configurations"] + [one for one in best["baselines"] if one not in best["configurations"]]
     for one in shown:
         table.add_row(
             str(one["rank"]),
             str(one["number"]),
             measured(one["value"], one["standard_error"]),
-            parameters(one["values"]),
-            "baseline" if one["is_baseline"] else "",
+            _configuration(one["values"], one["is_baseline"]),
         )
-    lines: list[RenderableType] = [table] if shown else []
+    lines: list[RenderableType] = [Text(f"metric: {best['metric']}"), table] if shown else []
     for pair in best["comparisons"]:
         difference = measured(pair["difference"], pair["standard_error"], sign="+")
         between = f"trial {pair['best_number']} - baseline {pair['baseline_number']}"
@@ -103,7 +101,7 @@ def best_view(best: Best) -> RenderableType:
 
 def space_view(space: Mapping[str, Any]) -> RenderableType:
     """One search space, as the document that a sweep repeats."""
-    table = _table("parameter", "type", "values", "default", "when")
+    table = _table("parameter", "type", "values", "default", "when", wraps=("values", "default", "when"))
     for name, parameter in space["parameters"].items():
         values = (
             ", ".join(map(str, parameter["choices"]))
@@ -138,6 +136,10 @@ def parameters(values: Mapping[str, Any]) -> Text:
     )
 
 
+def _configuration(values: Mapping[str, Any], is_baseline: bool) -> Text:
+    return Text.assemble("baseline: " if is_baseline else "", parameters(values))
+
+
 def measured(value: float, standard_error: float, sign: str = "") -> str:
     return f"{value:{sign}.4f} ± {standard_error:.4f}"
 
@@ -146,11 +148,17 @@ def count_states(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in STATE_STYLES if counts.get(state))
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, wraps: Sequence[str] = ()) -> Table:
+    """A table in which a narrow terminal takes room from the columns that wrap, and from no other."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column not in wraps, overflow="fold")
     return table
+
+
+def _one_line(name: str) -> Text:
+    """A name of any length: cut, where its column has no room for all of it."""
+    return Text(name, no_wrap=True, overflow="ellipsis")
 
 
 def _facts(*facts: tuple[str, RenderableType]) -> Table:
@@ -166,5 +174,7 @@ def _state(state: str, reason: str | None = None) -> Text:
     return text.append(f" ({reason})", style="dim") if reason else text
 
 
-def _local(moment: str | None) -> str:
-    return "" if moment is None else f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M:%S}"
+def _local(moment: str | None, precision: Literal["minutes", "seconds"] = "seconds") -> str:
+    if moment is None:
+        return ""
+    return datetime.fromisoformat(moment).astimezone().replace(tzinfo=None).isoformat(" ", precision)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from care_sweep.answers import Event, Sweep
-from care_sweep.spec import SweepState, TrialState
+from care_sweep.spec import SweepState, TrialConfig, TrialState
 from care_sweep.tables import STATE_STYLES, count_states
 
 __all__ = ["SweepProgress", "watch"]
@@ -47,7 +47,8 @@ class SweepProgress:
     @classmethod
     def of(cls, sweep: Sweep) -> "SweepProgress":
         """A sweep before its first event."""
-        epochs = sweep["spec"]["space"]["fixed"].get("epochs", 100)
+        default = TrialConfig.model_fields["epochs"].default
+        epochs = sweep["spec"]["space"]["fixed"].get("epochs", default)
         return cls(sweep["name"], sweep["metric"], sweep["num_trials"], int(epochs))
 
     def apply(self, event: Event) -> None:
@@ -67,8 +68,13 @@ class SweepProgress:
             value = data.get("value")
             if trial.state == TrialState.COMPLETE and value is not None:
                 trial.metric = value
-                if self.best_value is None or value > self.best_value:
-                    self.best_number, self.best_value = data["number"], value
+                self._rank(data["number"], value)
+
+    def _rank(self, number: int, value: float) -> None:
+        """Of two that are equal the lower number is the best, as in the service's ranking."""
+        best = (self.best_value, -self.best_number) if self.best_number is not None else ()
+        if (value, -number) > best:
+            self.best_number, self.best_value = number, value
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -155,7 +161,9 @@ def _picture(sweep: Sweep, progress: SweepProgress) -> RenderableType:
         metric = "" if trial.metric is None else f"{progress.metric} {trial.metric:.4f}"
         running.add_row(f"  trial {number}", f"epoch {trial.last_epoch} of {progress.epochs}", metric)
     waiting = Text(
-        "waiting for a runner" if progress.state == SweepState.QUEUED else count_states(progress.counts)
+        "waiting to be claimed by a runner"
+        if progress.state == SweepState.QUEUED
+        else count_states(progress.counts)
     )
     return Group(head, bar, waiting, running)
 

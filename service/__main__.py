@@ -14,8 +14,9 @@ from care_sweep.errors import DatabaseError
 from care_sweep.settings import Settings
 from care_sweep.store import Store, open_database
 from service.app import create_app
+from service.origin import own_names
 
-__all__ = ["main"]
+__all__ = ["listen", "main"]
 
 _GRACE_SECONDS = 10  # for requests in flight; without it an open stream would hold the process for ever
 
@@ -38,6 +39,13 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket whose connections send at once: asyncio sets that only where it made the socket."""
+    listening = socket.create_server((host, port), backlog=2048)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -46,8 +54,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings.from_environment()
     try:
-        listening = socket.create_server((arguments.host, arguments.port), backlog=2048)
-        app = create_app(settings, Store(open_database(settings.database_url)))
+        listening = listen(arguments.host, arguments.port)
+        store = Store(open_database(settings.database_url))
+        app = create_app(settings, store, names=own_names(arguments.host, listening.getsockname()[0]))
     except (OSError, OverflowError, DatabaseError) as error:
         print(f"the service cannot start on {arguments.host}:{arguments.port}: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """How is the service put together? Its routes, its errors and its OpenAPI document."""
 
 import threading
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
@@ -11,7 +12,8 @@ from pydantic.json_schema import models_json_schema
 from care_sweep.settings import Settings
 from care_sweep.store import Store
 from service import problems, surroundings, sweeps, trials
-from service.request import refuse_unknown_parameters
+from service.origin import refuse_foreign_requests
+from service.request import refuse_unfit_parameters
 from service.schemas import SweepDocument
 
 __all__ = ["create_app"]
@@ -21,8 +23,12 @@ _DESCRIPTION = """Hyperparameter sweeps for CARE: submit a search space, follow 
 Errors are RFC 9457 problems (`application/problem+json`) that point at what is wrong."""
 
 
-def create_app(settings: Settings, store: Store) -> FastAPI:
-    """The service over a store. Setting `app.state.closing` lets its endless streams end."""
+def create_app(settings: Settings, store: Store, *, names: Collection[str] | None = None) -> FastAPI:
+    """The service over a store. Setting `app.state.closing` lets its endless streams end.
+
+    Args:
+        names: under which it may be called (`service.origin`); None for any.
+    """
     app = FastAPI(
         title="care-sweep",
         version=version("care-sweep"),
@@ -30,12 +36,12 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         separate_input_output_schemas=False,  # one schema serves the document and the answer that repeats it
         redoc_url=None,
     )
-    app.state.settings, app.state.store, app.state.closing = settings, store, threading.Event()
+    app.state.settings, app.state.store, app.state.names = settings, store, names
+    app.state.closing = threading.Event()
     problems.install(app)
+    checks = [Depends(refuse_foreign_requests), Depends(refuse_unfit_parameters)]
     for router in (sweeps.router, trials.router, surroundings.router):
-        app.include_router(
-            router, dependencies=[Depends(refuse_unknown_parameters)], responses=problems.answers(422)
-        )
+        app.include_router(router, dependencies=checks, responses=problems.answers(421, 422))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
 

@@ -14,6 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import Headers
 
 from care_sweep.errors import CheckpointError, NotFound
+from care_sweep.layout import trial_directory
 from care_sweep.store import TrialRecord
 from service.problems import answers
 
@@ -26,7 +27,9 @@ CHECKPOINT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The checkpoint", "content": _TAR},
     206: {"description": "The range of it that was asked for", "content": _TAR},
     304: {"description": "The reader has it already"},
-    **answers(404, 416, 500, 503),
+    **answers(404, 416, 503),
+    410: {**answers(410)[410], "description": "The storage has lost it"},
+    500: {**answers(500)[500], "description": "What the storage holds is not what was stored"},
 }
 
 
@@ -37,14 +40,14 @@ def checkpoint_response(storage: Path, trial: TrialRecord, headers: Headers) -> 
 
     Raises:
         NotFound: the trial has no checkpoint.
-        CheckpointError: the file is missing, or is not the one that was stored.
-        HTTPException: 416, the range lies outside the file.
+        CheckpointError: the file cannot be read, or is not the one that was stored.
+        HTTPException: 410, the file is gone; 416, the range lies outside it.
     """
     stored = trial.checkpoint
     if stored is None:
         raise NotFound(f"trial {trial.number} has no checkpoint; it is {trial.state}")
-    path = _below(_trial_directory(storage, trial), stored.name)
-    status = _verified(path, stored.sha256, trial.number)
+    path = _below(trial_directory(storage, trial.sweep_id, trial.number), stored.name)
+    status = _verified(path, stored.sha256, trial)
     digest = base64.b64encode(bytes.fromhex(stored.sha256)).decode()
     answer = {
         "ETag": f'"{stored.sha256}"',
@@ -72,7 +75,7 @@ def log_response(storage: Path, trial: TrialRecord, attempt: int) -> Response:
     Raises:
         NotFound: there was no such attempt, or it has logged nothing yet.
     """
-    path = _below(_trial_directory(storage, trial), f"attempt-{attempt}/log.txt")
+    path = _below(trial_directory(storage, trial.sweep_id, trial.number), f"attempt-{attempt}/log.txt")
     if not 1 <= attempt <= trial.attempt:
         raise NotFound(f"trial {trial.number} has no attempt {attempt}; its last is {trial.attempt}")
     if not path.is_file():
@@ -80,10 +83,6 @@ def log_response(storage: Path, trial: TrialRecord, attempt: int) -> Response:
     size = path.stat().st_size  # a running attempt appends while this is read
     headers = {"Content-Length": str(size), "X-Content-Type-Options": "nosniff"}
     return StreamingResponse(_chunks(path, 0, size), 200, headers, media_type="text/plain; charset=utf-8")
-
-
-def _trial_directory(storage: Path, trial: TrialRecord) -> Path:
-    return storage / "sweeps" / trial.sweep_id / "trials" / f"{trial.number:05d}"
 
 
 def _below(root: Path, name: str) -> Path:
@@ -94,17 +93,26 @@ def _below(root: Path, name: str) -> Path:
     return path
 
 
-def _verified(path: Path, sha256: str, number: int) -> os.stat_result:
+def _verified(path: Path, sha256: str, trial: TrialRecord) -> os.stat_result:
     try:
         status = path.stat()
         found = _sha256(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        raise HTTPException(410, _lost(trial, "is no longer in the storage")) from None
     except OSError as error:
-        raise CheckpointError(f"the checkpoint of trial {number} cannot be read: {error.strerror}") from error
+        raise CheckpointError(_lost(trial, f"cannot be read ({error.strerror})")) from error
     if found != sha256:
-        raise CheckpointError(
-            f"the checkpoint of trial {number} is damaged: its SHA-256 is {found}, stored was {sha256}"
-        )
+        raise CheckpointError(_lost(trial, f"is damaged (its SHA-256 is {found}, stored was {sha256})"))
     return status
+
+
+def _lost(trial: TrialRecord, how: str) -> str:
+    """What has become of a checkpoint, and what can be had instead."""
+    return (
+        f"the checkpoint of trial {trial.number} {how}; `care-sweep download {trial.sweep_id} --trial N` "
+        f"fetches another trial's, and `care-sweep train` with the parameters that `care-sweep show "
+        f"{trial.sweep_id}` lists makes this one again"
+    )
 
 
 @lru_cache(maxsize=1024)

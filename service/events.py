@@ -45,4 +45,4 @@ async def follow(
 
 def _look(store: Store, sweep_id: str, after: int) -> tuple[bool, Sequence[EventRecord]]:
     """Whether the sweep had ended, and then what is new: in this order nothing can slip in between."""
-    return store.sweep(sweep_id).state.is_terminal, store.events(sweep_id, after=after)
+    return store.state(sweep_id).is_terminal, store.events(sweep_id, after=after)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sqlite3
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +33,10 @@ MEDIA_TYPE = "application/problem+json"
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
 """What SQLAlchemy raises when the database does not answer."""
 _RETRY_AFTER_SECONDS = 5
+_NO_WRITES = {
+    sqlite3.SQLITE_FULL: ("Database full", "database or disk is full: free space where the database lies"),
+    sqlite3.SQLITE_READONLY: ("Database read-only", "the database is read-only: make its file writable"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +66,7 @@ _KINDS: Mapping[type[CareSweepError], tuple[int, str]] = {
     NotFound: (404, "Not found"),
     Conflict: (409, "Conflict"),
     IdempotencyKeyReused: (422, "Idempotency key reused"),
-    CheckpointError: (500, "Checkpoint damaged"),
+    CheckpointError: (500, "Checkpoint damaged"),  # the service's loss, whatever the request says
     DatabaseError: (503, "Database out of reach"),
 }
 
@@ -117,10 +122,11 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 
 async def _database_away(request: Request, error: Exception) -> Response:
-    _log.error("%s %s: the database does not answer: %s", request.method, request.url.path, error)
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
+    title, detail = _NO_WRITES.get(code, ("Database out of reach", "the database does not answer"))
+    _log.error("%s %s: %s: %s", request.method, request.url.path, detail, error)
     headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
-    detail = f"the database does not answer; try again in {_RETRY_AFTER_SECONDS} s"
-    return _answer(request, 503, "Database out of reach", detail, (), headers)
+    return _answer(request, 503, title, f"{detail}; try again in {_RETRY_AFTER_SECONDS} s", (), headers)
 
 
 async def _unforeseen(request: Request, _: Exception) -> Response:

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request
 from fastapi.routing import APIRoute
 
-from care_sweep.documents import pointer, unknown
+from care_sweep.documents import pointer, shorten, unknown_keys
 from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.settings import Settings
 from care_sweep.store import Store
@@ -19,23 +19,25 @@ __all__ = [
     "StoreHeld",
     "SweepId",
     "TrialNumber",
-    "refuse_unknown_parameters",
+    "refuse_unfit_parameters",
 ]
 
 
-def refuse_unknown_parameters(request: Request) -> None:
-    """A misspelt `validate_only` must not start a sweep."""
+def refuse_unfit_parameters(request: Request) -> None:
+    """A misspelt `validate_only`, or one that says true and false, must not start a sweep."""
     if not request.query_params:
         return
     route: APIRoute = request.scope["route"]
     operation = request.app.openapi()["paths"][route.path_format][request.method.lower()]
-    known = [one["name"] for one in operation.get("parameters", []) if one["in"] == "query"]
+    known = {one["name"]: one for one in operation.get("parameters", []) if one["in"] == "query"}
     strangers = [name for name in request.query_params if name not in known]
-    if strangers:
-        detail = "unknown; this route takes no parameters"
-        raise InvalidDocument(
-            [Problem(pointer("query", name), unknown(name, known) if known else detail) for name in strangers]
-        )
+    problems = list(unknown_keys(strangers, list(known), "/query"))
+    for name, parameter in known.items():
+        given = request.query_params.getlist(name)
+        if len(given) > 1 and parameter["schema"].get("type") != "array":
+            problems.append(Problem(pointer("query", name), "give it once", shorten(given)))
+    if problems:
+        raise InvalidDocument(problems)
 
 
 def _store(request: Request) -> Store:

@@ -14,9 +14,9 @@ from care_sweep.errors import DatasetError, InvalidDocument, Problem
 from care_sweep.search.catalog import read_document, resolve_sweep
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepSpec, TrialConfig
-from care_sweep.store import ClusterRecord, Store
+from care_sweep.store import ClusterRecord, Store, SweepRecord
 
-__all__ = ["MAX_BODY_BYTES", "Body", "accept"]
+__all__ = ["MAX_BODY_BYTES", "Body", "accept", "submit"]
 
 MAX_BODY_BYTES = 1024 * 1024
 _MEDIA_TYPES = re.compile(r"application/([\w.-]+\+)?json|(application|text)/(x-)?yaml", re.IGNORECASE)
@@ -55,6 +55,24 @@ Body = Annotated[_Body, Depends(_read_body)]
 def _too_large() -> HTTPException:
     detail = f"the body has more than {MAX_BODY_BYTES} bytes; a sweep is a small document"
     return HTTPException(413, detail, {"Connection": "close"})
+
+
+def submit(
+    body: _Body, settings: Settings, store: Store, idempotency_key: str | None
+) -> tuple[SweepRecord, bool]:
+    """The sweep that a body was made, and whether it is new.
+
+    What a key has made is answered as it was, whatever has become of the cluster and the images since.
+
+    Raises:
+        InvalidDocument: as `accept`.
+        IdempotencyKeyReused: the key was used with another body.
+    """
+    made = None if idempotency_key is None else store.submitted(idempotency_key, body.sha256)
+    if made is not None:
+        return made, False
+    spec = accept(body, settings, store)
+    return store.submit(spec, idempotency_key=idempotency_key, body_sha256=body.sha256)
 
 
 def accept(body: _Body, settings: Settings, store: Store) -> SweepSpec:

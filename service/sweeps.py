@@ -40,7 +40,7 @@ _LastEventId = Annotated[
     responses={
         200: {"model": Resolved | Sweep, "description": "a key that was used before, or validate_only"},
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
-        **answers(409, 413, 415, 422, 503),
+        **answers(403, 409, 413, 415, 422, 503),
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
@@ -53,11 +53,10 @@ def submit(
     validate_only: Annotated[bool, Query(description="answer the resolved sweep and write nothing")] = False,
 ) -> Sweep | Resolved:
     """Submit a sweep, as JSON or YAML. What was answered with 201 is durable."""
-    spec = submission.accept(body, settings, store)
     if validate_only:
         response.status_code = 200
-        return Resolved(spec=spec)
-    record, is_new = store.submit(spec, idempotency_key=idempotency_key, body_sha256=body.sha256)
+        return Resolved(spec=submission.accept(body, settings, store))
+    record, is_new = submission.submit(body, settings, store, idempotency_key)
     sweep = Sweep.of(record)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = sweep.links.self
@@ -82,7 +81,7 @@ def get_sweep(sweep_id: SweepId, store: StoreHeld) -> Sweep:
     return Sweep.of(store.sweep(sweep_id))
 
 
-@router.post("/{sweep_id}:cancel", responses={202: {"model": Sweep}, **answers(404, 409, 503)})
+@router.post("/{sweep_id}:cancel", responses={202: {"model": Sweep}, **answers(403, 404, 409, 503)})
 def cancel(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
     """End a sweep: a waiting one at once (200), a running one once its runner has stopped it (202)."""
     record = store.request_cancel(sweep_id)
@@ -114,7 +113,7 @@ def best_checkpoint(
 
 
 def _sweep_exists(sweep_id: SweepId, store: StoreHeld) -> None:
-    store.sweep(sweep_id)  # before the stream begins, while a 404 can still be answered
+    store.state(sweep_id)  # before the stream begins, while a 404 can still be answered
 
 
 @router.get(

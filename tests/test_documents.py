@@ -1,12 +1,12 @@
 """How mistakes are told: each with its JSON pointer, what stood there, and what would work."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic_core import PydanticCustomError
 
-from care_sweep.documents import Document, parse, pointer, shorten, unknown
+from care_sweep.documents import Document, parse, pointer, shorten, unknown, unknown_keys
 from care_sweep.errors import InvalidDocument, Problem
 
 
@@ -19,6 +19,8 @@ class Tree(Document):
     name: str
     leaf: Leaf = Leaf()
     leaves: list[Leaf] = []  # noqa: RUF012  (pydantic copies it)
+    rings: int | Literal["many"] | None = None
+    marks: dict[str, int] = {}  # noqa: RUF012
 
 
 def problems(document: Any) -> list[Problem]:
@@ -55,6 +57,10 @@ def test_an_unknown_key_comes_first_at_its_level() -> None:
             Problem("/leaf/colour", "unknown; known are size, ratio"),
         ),
         ({"name": 3}, Problem("/name", "should be a valid string", "3")),
+        ([], Problem("", "must be a mapping with keys of name, leaf, leaves, rings, marks", "[]")),
+        ({"name": "oak", "leaf": 3}, Problem("/leaf", "must be a mapping with keys of size, ratio", "3")),
+        ({"name": "oak", "marks": 3}, Problem("/marks", "should be a mapping", "3")),
+        ({"name": "oak", "rings": "x"}, Problem("/rings", "should be a valid integer or 'many'", '"x"')),
         (
             {"name": "oak", "leaves": [{}, {"ratio": math.inf}]},
             Problem("/leaves/1/ratio", "should be a finite number", "inf"),
@@ -124,3 +130,24 @@ def test_values_are_shown_as_json(value: Any, text: str) -> None:
 def test_long_values_are_cut() -> None:
     assert len(shorten("x" * 1000)) == 80
     assert shorten("x" * 1000).endswith("…")
+
+
+def test_a_document_full_of_mistakes_is_answered_with_a_few() -> None:
+    found = problems({"name": "oak", "marks": {f"mark {number}": "x" for number in range(1000)}})
+    assert len(found) == 21
+    assert found[0] == Problem("/marks/mark 0", "should be a valid integer", '"x"')
+    assert found[-1] == Problem("", "and 980 more problems; correct these first")
+
+
+def test_of_many_unknown_keys_a_few_are_looked_into() -> None:
+    found = problems({"name": "oak", "leaf": {f"key {number}": 1 for number in range(1000)}})
+    assert [problem.pointer for problem in found[:2]] == ["/leaf/key 0", "/leaf/key 1"]
+    assert found[-1] == Problem("/leaf", "and 990 more unknown keys")
+    assert len(found) == len(list(unknown_keys(["x"] * 1000, ["size"]))) == 11
+
+
+def test_a_problem_is_short_whatever_the_document() -> None:
+    (problem,) = problems({"name": "oak", "x" * 100_000: 1})
+    assert len(str(problem)) < 1000
+    (problem,) = problems({"name": "oak", "marks": ["x" * 100_000] * 1000})
+    assert len(str(problem)) < 1000

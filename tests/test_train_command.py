@@ -2,9 +2,12 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,19 @@ import pytest
 from benchmarks.few_images import cut_few_images
 
 
-def _train(home: Path, *arguments: str) -> Any:
+def _start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "care_sweep.cli", "train", "--json", *arguments]
     environment = {**os.environ, "CARE_SWEEP_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _train(home: Path, *arguments: str) -> Any:
+    process = _start(home, *arguments)
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    return json.loads(printed)
 
 
 @pytest.mark.slow
@@ -37,3 +47,28 @@ def test_a_checkpoint_tells_how_to_train_it_again_to_the_byte(tmp_path: Path) ->
     again = _train(tmp_path, *arguments[1:], "--output", str(tmp_path / "again"))
     assert again["metrics"] == first["metrics"]
     assert Path(again["checkpoint"]).read_bytes() == Path(first["checkpoint"]).read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    dataset = cut_few_images(tmp_path / "few")
+    output = tmp_path / "a folder"
+    changes = ["--dataset", dataset, "--set", "batch_size=32", "--output", str(output)]
+    said = _interrupted(tmp_path, output / "state-00001.pt", "--space", "cifar10-mini", *changes)
+    told = said.partition("to go on: ")[2].splitlines()[0]
+    program, command, *arguments = shlex.split(told)
+    assert (program, command) == ("care-sweep", "train")
+    newest = int(max(output.glob("state-*.pt")).stem.removeprefix("state-"))
+    assert "to go on: " + told in _interrupted(tmp_path, output / f"state-{newest + 1:05d}.pt", *arguments)
+
+
+def _interrupted(home: Path, state: Path, *arguments: str) -> str:
+    """What is said after Ctrl-C once this state is there."""
+    with _start(home, *arguments) as process:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    return said

@@ -20,11 +20,19 @@ linear probe beside it was trained on the frozen features, with labels.
 
 ## Measured
 
-On validation images (10 % of train, stratified, seed 0), never on the test split.
+On {images} (10 % of train, stratified, seed 0), never on the test split.
 
 | metric | value |
 |---|---|
-{metrics}
+{measured}
+
+## Training losses
+
+Means over the steps of the last epoch, on augmented train images.
+
+| loss | value |
+|---|---|
+{losses}
 
 ## Trained with
 
@@ -43,15 +51,24 @@ Classes of the probe: {classes}.
 def model_card(config: TrialConfig, metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
     """The model card in Markdown."""
     size = config.batch_size // config.num_splits
+    num_images = metrics.get("num_validation_images")
+    losses = {name: value for name, value in metrics.items() if name.startswith("train_")}
+    measured = {name: metrics[name] for name in metrics if name not in (*losses, "num_validation_images")}
     return _CARD.format(
         encoder=config.encoder,
         method="CARE" if config.equivariance_weight else "SimCLR (CARE with equivariance weight 0)",
         dataset=config.dataset,
-        metrics=_rows({name: f"{value:.6g}" for name, value in sorted(metrics.items())}),
+        images="validation images" if num_images is None else f"{num_images:.0f} validation images",
+        measured=_numbers(measured),
+        losses=_numbers(losses),
         settings=_rows(config.model_dump(mode="json", exclude_none=True)),
         published=config.equivariance_weight / (2 * (size - 1)),
         classes=", ".join(class_names),
     )
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return _rows({name: f"{value:.6g}" for name, value in sorted(values.items())})
 
 
 def _rows(values: Mapping[str, object]) -> str:

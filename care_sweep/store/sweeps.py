@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import Conflict, IdempotencyKeyReused, NotFound
@@ -73,6 +73,16 @@ class Store:
                 if idempotency_key is None:
                     raise
         raise Conflict(f"a request with the Idempotency-Key {idempotency_key!r} is still under way")
+
+    def submitted(self, idempotency_key: str, body_sha256: str) -> SweepRecord | None:
+        """The sweep that this key and body were accepted as within 24 hours, if they were.
+
+        Raises:
+            IdempotencyKeyReused: the key was used with another body.
+        """
+        with writing(self.engine) as connection:
+            known = self._by_key(connection, idempotency_key, body_sha256)
+            return None if known is None else self._sweep(connection, known)
 
     def request_cancel(self, sweep_id: str) -> SweepRecord:
         """Cancel a waiting sweep at once; have its runner cancel a running one.
@@ -144,6 +154,11 @@ class Store:
         with reading(self.engine) as connection:
             return self._sweep(connection, sweep_id)
 
+    def state(self, sweep_id: str) -> SweepState:
+        """Where a sweep stands, without the rest of it. Raises NotFound."""
+        with reading(self.engine) as connection:
+            return self._state(connection, sweep_id)
+
     def sweeps(
         self,
         *,
@@ -192,7 +207,7 @@ class Store:
         if page_size is not None:
             query = query.limit(page_size + 1)
         with reading(self.engine) as connection:
-            self._sweep_row(connection, sweep_id)
+            self._state(connection, sweep_id)
             rows = connection.execute(query).mappings().all()
         more = page_size is not None and len(rows) > page_size
         shown = rows[:page_size] if more else rows
@@ -201,7 +216,7 @@ class Store:
     def trial(self, sweep_id: str, number: int) -> TrialRecord:
         """One trial. Raises NotFound."""
         with reading(self.engine) as connection:
-            self._sweep_row(connection, sweep_id)
+            self._state(connection, sweep_id)
             query = _TRIALS.where(trials.c.sweep_id == sweep_id, trials.c.number == number)
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -222,7 +237,7 @@ class Store:
             .order_by(attempts.c.attempt)
         )
         with reading(self.engine) as connection:
-            self._sweep_row(connection, sweep_id)
+            self._state(connection, sweep_id)
             return [AttemptRecord(**row) for row in connection.execute(query).mappings()]
 
     def measurements(self, sweep_id: str, number: int | None = None) -> Sequence[MeasurementRecord]:
@@ -240,7 +255,7 @@ class Store:
         if number is not None:
             query = query.where(measurements.c.trial_number == number)
         with reading(self.engine) as connection:
-            self._sweep_row(connection, sweep_id)
+            self._state(connection, sweep_id)
             return [MeasurementRecord(**row) for row in connection.execute(query).mappings()]
 
     def events(self, sweep_id: str, *, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
@@ -256,7 +271,7 @@ class Store:
             .limit(limit)
         )
         with reading(self.engine) as connection:
-            self._sweep_row(connection, sweep_id)
+            self._state(connection, sweep_id)
             return [EventRecord(**row) for row in connection.execute(query).mappings()]
 
     def clusters(self) -> Sequence[ClusterRecord]:
@@ -274,9 +289,9 @@ class Store:
             return int(connection.execute(query).scalar_one())
 
     def ping(self) -> None:
-        """Return if the database answers; raises what SQLAlchemy raises otherwise."""
-        with reading(self.engine) as connection:
-            connection.execute(select(1))
+        """Return if the database answers and can be written; raises what SQLAlchemy raises otherwise."""
+        with writing(self.engine) as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
     # --- helpers within a transaction ---
 
@@ -313,14 +328,16 @@ class Store:
         add_event(connection, sweep_id, "sweep", {"state": SweepState.QUEUED}, now)
         return self._sweep(connection, sweep_id)
 
-    def _sweep_row(self, connection: Connection, sweep_id: str) -> RowMapping:
+    def _state(self, connection: Connection, sweep_id: str) -> SweepState:
+        state = connection.execute(select(sweeps.c.state).where(sweeps.c.id == sweep_id)).scalar()
+        if state is None:
+            raise NotFound(f"there is no sweep {sweep_id!r}")
+        return SweepState(state)
+
+    def _sweep(self, connection: Connection, sweep_id: str) -> SweepRecord:
         row = connection.execute(select(sweeps).where(sweeps.c.id == sweep_id)).mappings().one_or_none()
         if row is None:
             raise NotFound(f"there is no sweep {sweep_id!r}")
-        return row
-
-    def _sweep(self, connection: Connection, sweep_id: str) -> SweepRecord:
-        row = self._sweep_row(connection, sweep_id)
         return _sweep_record(row, self._trial_counts(connection, [sweep_id])[sweep_id])
 
     def _trial_counts(

@@ -22,12 +22,24 @@ from service.app import create_app
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[Store]:
+def opened(settings: Settings) -> Iterator[Store]:
     store = Store(open_database(settings.database_url))
     try:
         yield store
     finally:
         store.engine.dispose()
+
+
+def run_python(program: str) -> str:
+    """What a fresh interpreter prints."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def top_modules(program: str) -> set[str]:
+    """The packages that a fresh interpreter has loaded after a program."""
+    names = "' '.join({name.partition('.')[0] for name in sys.modules})"
+    return set(run_python(f"import sys; {program}; print({names})").split())
 
 
 @pytest.fixture
@@ -37,7 +49,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    with _opened(settings) as store:
+    with opened(settings) as store:
         yield store
 
 
@@ -102,6 +114,12 @@ class ServiceProcess:
         self.seconds_to_ready = time.monotonic() - started
         self.url = line.split()[-1]
 
+    @property
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(timeout=30)
@@ -128,7 +146,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
 
 @pytest.fixture(scope="session")
 def live_fabricate(live: ServiceProcess) -> Iterator[Fabricator]:
-    with _opened(live.settings) as store:
+    with opened(live.settings) as store:
         yield Fabricator(store, live.settings.storage_uri)
 
 

@@ -88,15 +88,16 @@ def test_damage_is_not_served(
         path.unlink()
     else:
         path.write_bytes(content if damage == "flip a bit" else content[:-1])
+    status, kind = (410, "gone") if damage == "remove" else (500, "checkpoint-damaged")
     for headers in ({}, {"Range": "bytes=0-9"}):
         answer = http.get(best, headers=headers)
-        assert answer.status_code == 500
-        assert answer.json()["type"] == "urn:care-sweep:problem:checkpoint-damaged"
+        assert answer.status_code == status
+        assert answer.json()["type"] == f"urn:care-sweep:problem:{kind}"
         assert "trial 1" in answer.json()["detail"]
+        assert f"care-sweep download {best.split('/')[3]} --trial" in answer.json()["detail"]
         assert str(fabricate.storage) not in answer.text
-    assert [record.levelno for record in caplog.records if record.name.startswith("service")] == [
-        logging.ERROR
-    ] * 2
+    logged = [record.levelno for record in caplog.records if record.name.startswith("service")]
+    assert logged == ([] if damage == "remove" else [logging.ERROR] * 2)
 
 
 def test_no_checkpoint_yet(http: TestClient, fabricate: Fabricator) -> None:
@@ -124,5 +125,5 @@ def test_nothing_leaves_from_outside(http: TestClient, fabricate: Fabricator, na
     last = Measurement(epoch=1, metrics={}, seconds=1, checkpoint=reference)
     lease.record(0, 1, last, state=TrialState.COMPLETE, value=0.5)
     answer = http.get(f"/v1/sweeps/{lease.sweep_id}/trials/0/checkpoint")
-    assert answer.status_code in (404, 500)
+    assert answer.status_code in (404, 410, 500)
     assert b"secret" not in answer.content.replace(b"/secret", b"")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ServiceProcess
+from conftest import ServiceProcess, top_modules
 from fabrication import SPACE, Fabricator, contents, document
 from typer.testing import CliRunner
 
@@ -43,13 +43,8 @@ def _write(path: Path, content: Any) -> str:
 
 
 def test_help_is_light() -> None:
-    program = (
-        "import sys, care_sweep.cli\n"
-        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
-        "print(sorted(loaded & {'torch', 'ray', 'sqlalchemy', 'optuna', 'fastapi', 'numpy', 'pyarrow'}))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    heavy = {"torch", "ray", "sqlalchemy", "optuna", "fastapi", "numpy", "pyarrow"}
+    assert not top_modules("import care_sweep.cli") & heavy
 
 
 def test_usage(run: Run) -> None:
@@ -58,7 +53,9 @@ def test_usage(run: Run) -> None:
     shown = run("--help").stdout
     for command in commands:
         assert command in shown
-        assert "Usage: care-sweep " + command in run(command, "--help").stdout
+        described = run(command, "--help").stdout
+        assert "Usage: care-sweep " + command in described
+        assert "--json" in described
     run("nonsense", status=2)
     run("best", status=2)
     run("best", "x", "-k", "0", status=2)
@@ -104,7 +101,8 @@ def test_errors_are_one_message(run: Run, tmp_path: Path) -> None:
         json.loads(run("submit", file, "--json", status=1).stderr)["problems"][0]["pointer"] == "/num_trials"
     )
     assert "unknown" in run("submit", "cifar-nought", status=1).stderr
-    assert "No such file" in run("submit", "nowhere.yaml", status=1).stderr
+    said = run("submit", "nowhere.yaml", status=1).stderr
+    assert said.startswith("error: cannot read nowhere.yaml: No such file or directory; ")
     (tmp_path / "broken.yaml").write_text("a: [")
     assert "line 1" in run("submit", "broken.yaml", status=1).stderr
     assert "care-sweep serve" in run("list", "--url", "http://127.0.0.1:1", status=1).stderr
@@ -134,6 +132,17 @@ def test_a_finished_sweep(run: Run, live_fabricate: Fabricator, tmp_path: Path) 
     assert "sweep SUCCEEDED" in watched
     events = [json.loads(line) for line in run("watch", sweep, "--json").stdout.splitlines()]
     assert events[-1]["data"]["state"] == "SUCCEEDED"
+
+
+def test_a_download_to_nowhere_names_what_was_asked_for(run: Run, live_fabricate: Fabricator) -> None:
+    said = run("download", live_fabricate.finished(), "nowhere/best.tar", status=1).stderr
+    assert said == "error: download stopped at nowhere/best.tar: No such file or directory\n"
+
+
+def test_resuming_needs_a_state(run: Run, tmp_path: Path) -> None:
+    said = run("train", "--space", "cifar10-mini", "--resume", "--output", "empty", status=1).stderr
+    assert said == "error: empty holds no training state to go on from; leave out --resume\n"
+    assert not (tmp_path / "empty").exists()
 
 
 def test_watching_a_sweep_that_fails(run: Run, live_fabricate: Fabricator) -> None:

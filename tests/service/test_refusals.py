@@ -47,7 +47,9 @@ def _searching(**parameter: Any) -> dict[str, Any]:
         ({"space__parameters": {}}, "/space/parameters", "at least 1"),
         ({"num_trials": 0}, "/num_trials", "greater than or equal to 1"),
         ({"num_trials": None}, "/num_trials", "integer"),
-        ({"name": "a\nb"}, "/name", "pattern"),
+        ({"name": "a\nb"}, "/name", "printable"),
+        ({"space": 3}, "/space", "must be a mapping with keys of name, description, parameters"),
+        ({"resources": {"gpus_per_trial": "all"}}, "/resources/gpus_per_trial", "a valid number or 'auto'"),
         ({"metric": "train_loss"}, "/metric", "validation_knn_accuracy"),
         ({"space": "cifar-nought"}, "/space", "unknown"),
         ({"space__fixed": {"dataset": "cifar10"}}, "/space/fixed/dataset", "--download"),
@@ -194,6 +196,40 @@ def test_a_parameter_that_no_route_knows(http: TestClient, fabricate: Fabricator
     assert "validate_only" in problem["detail"]
     assert http.get("/v1/sweeps").json()["sweeps"] == [], "and no sweep was started"
     _refusal(http.get(f"/v1/sweeps/{fabricate.queued().id}?verbose=1"), 422)
+
+
+def test_a_parameter_that_says_two_things(http: TestClient) -> None:
+    answer = http.post("/v1/sweeps?validate_only=true&validate_only=false", json=document())
+    assert _refusal(answer, 422)["problems"] == [
+        {"pointer": "/query/validate_only", "detail": "give it once", "value": '["true", "false"]'}
+    ]
+    assert http.get("/v1/sweeps").json()["sweeps"] == [], "and no sweep was started"
+    assert http.get("/v1/sweeps?state=QUEUED&state=RUNNING").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {f"key {number}": 1 for number in range(60_000)},
+        {"space__fixed": {f"key {number}": 1 for number in range(60_000)}},
+        {"space__parameters": {f"key {number}": 1 for number in range(60_000)}},
+        {"space__baselines": [{f"key {number}": 1 for number in range(99)}] * 100},
+        {"x" * 900_000: 1},
+    ],
+    ids=["unknown keys", "fixed", "parameters", "baselines", "a long key"],
+)
+def test_many_mistakes_are_answered_in_few_words(http: TestClient, changes: Any) -> None:
+    body = json.dumps(document(**changes))
+    assert len(body) < MIB
+    answer = _post(http, body)
+    assert _refusal(answer, 422)["problems"]
+    assert len(answer.content) < 16_384
+
+
+def test_many_unknown_parameters(http: TestClient) -> None:
+    answer = http.get("/v1/sweeps?" + "&".join(f"parameter{number}=1" for number in range(3000)))
+    assert "more unknown" in _refusal(answer, 422)["problems"][-1]["detail"]
+    assert len(answer.content) < 16_384
 
 
 def test_cancel_of_what_has_ended(http: TestClient, fabricate: Fabricator) -> None:

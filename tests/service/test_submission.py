@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fabrication import SPACE, document
+from fabrication import SPACE, Fabricator, document
 from fastapi.testclient import TestClient
 
 from care_sweep.settings import Settings
@@ -61,6 +61,23 @@ def test_a_key_makes_one_sweep(http: TestClient) -> None:
     assert other.status_code == 422
     assert other.json()["type"] == "urn:care-sweep:problem:idempotency-key-reused"
     assert len(http.get("/v1/sweeps").json()["sweeps"]) == 1
+
+
+def test_a_key_answers_whatever_has_become_of_the_world(
+    http: TestClient, settings: Settings, fabricate: Fabricator
+) -> None:
+    folder: Path = settings.data_roots[0] / "mine"
+    folder.mkdir(parents=True)
+    asked = document(space__fixed={"dataset": "folder:mine"}, resources={"cpus_per_trial": 8})
+    headers = {"Idempotency-Key": "one"}
+    first = http.post("/v1/sweeps", json=asked, headers=headers)
+    folder.rmdir()
+    node = {"id": "a", "host": "one", "is_alive": True, "resources": {"cpus": 2.0}}
+    fabricate.store.report_cluster("a runner", {"nodes": [node]})
+    again = http.post("/v1/sweeps", json=asked, headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    assert http.post("/v1/sweeps", json=asked).status_code == 422
 
 
 def test_eight_at_once_under_one_key(http: TestClient) -> None:

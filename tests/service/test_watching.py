@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from care_sweep.answers import Event, Sweep
+from care_sweep.spec import TrialConfig
 from care_sweep.watching import SweepProgress, watch
 
 SWEEP: Any = {
@@ -45,6 +46,19 @@ def test_progress() -> None:
     assert progress.num_ended == 2
     progress.apply(_event("sweep", 32, state="SUCCEEDED"))
     assert "left" not in progress.summary()
+
+
+def test_of_two_that_are_equal_the_first_is_the_best() -> None:
+    """As `best` ranks them."""
+    progress = SweepProgress.of(SWEEP)
+    for second, number in enumerate((2, 1, 3)):
+        progress.apply(_event("trial", second, number=number, state="COMPLETE", value=0.0))
+    assert (progress.best_number, progress.best_value) == (1, 0.0)
+
+
+def test_epochs_that_no_space_fixes_are_the_default() -> None:
+    sweep = {**SWEEP, "spec": {"space": {"fixed": {}}}}
+    assert SweepProgress.of(sweep).epochs == TrialConfig.model_fields["epochs"].default
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -1,0 +1,42 @@
+"""Does a request come from where it may? A web page that its reader opened must not command this service.
+
+On a loopback address only names of this machine are answered, so that a foreign name that was made to point
+here (DNS rebinding) reads nothing; and no page of another origin may change anything.
+"""
+
+from collections.abc import Collection
+from ipaddress import ip_address
+from urllib.parse import SplitResult, urlsplit
+
+from fastapi import HTTPException, Request
+
+__all__ = ["own_names", "refuse_foreign_requests"]
+
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_READS = ("GET", "HEAD", "OPTIONS")
+
+
+def own_names(host: str, address: str) -> Collection[str] | None:
+    """The names under which a service on `host`, bound to `address`, is called; None where any may be."""
+    return _LOOPBACK_NAMES | {host.lower()} if ip_address(address).is_loopback else None
+
+
+async def refuse_foreign_requests(request: Request) -> None:
+    """A dependency that ends a request which does not call us by our name, or that another page sent.
+
+    Raises:
+        HTTPException: 421 for a Host that is not ours, 403 for a change that another origin's page asks for.
+    """
+    host, names = request.headers.get("host", ""), request.app.state.names
+    if names is not None and _authority(f"//{host}").hostname not in names:
+        raise HTTPException(421, f"this service is not {host!r}; call it {', '.join(sorted(names))}")
+    origin = request.headers.get("origin")
+    if origin is not None and request.method not in _READS and _authority(origin).netloc != host:
+        raise HTTPException(403, f"a page of {origin!r} may not change anything here")
+
+
+def _authority(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # half a bracket
+        return urlsplit("")
