@@ -5,6 +5,7 @@ Every document is a frozen pydantic model. Nothing here reads a clock, a file or
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -246,7 +247,7 @@ class CategoricalParameter(_Conditional):
 
 Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Field(discriminator="type")]
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class SearchSpace(Document):
@@ -256,13 +257,21 @@ class SearchSpace(Document):
     the ranges; what they omit comes from each parameter's `default`.
     """
 
-    name: str = Field("inline", max_length=100, pattern=_NAME)
+    name: str = Field("inline", max_length=100)
     description: str = Field("", max_length=2000)
     parameters: dict[str, Parameter] = Field(min_length=1, max_length=100)
     fixed: dict[str, Scalar] = Field(default_factory=dict, max_length=100)
     baselines: list[Annotated[dict[str, Scalar], Field(max_length=100)]] = Field(
         default_factory=list, max_length=100
     )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            detail = "use letters, digits, dots, dashes and underscores, the first a letter or a digit"
+            raise PydanticCustomError("name", detail)
+        return value
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:

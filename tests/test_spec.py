@@ -407,7 +407,7 @@ BAD_SWEEPS = {
         "/space/baselines/0/num_splits",
         "num_splits 3 does not divide batch_size 256",
     ),
-    "space with a blank in its name": (sweep(space=space(name="a b")), "/space/name", "match pattern"),
+    "space with a blank in its name": (sweep(space=space(name="a b")), "/space/name", "letters, digits"),
 }
 
 
