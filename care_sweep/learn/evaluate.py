@@ -1,41 +1,67 @@
-"""How good is an encoder, judged without labels in its training? kNN, a linear probe, and gamma_f.
+"""What do the measures say of an encoder on a dataset? kNN, probes, and how augmentations act on embeddings.
 
-Shape suffixes: N images (M of them in a chunk), Q queries, F features, K neighbours, C classes,
-D dimensions of the projected embedding.
+Shape suffixes: N images, A augmentations, Q queries, K neighbours, F features, D dimensions of the projected
+embedding.
 
-Everything reads the train and validation splits only.
+Everything reads the train and validation splits only. `measures` has the formulas.
 """
 
-from collections.abc import Iterator
+import math
+import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from care_sweep.learn.data import Dataset
 from care_sweep.learn.encoder import CareModel
+from care_sweep.learn.measures import (
+    alignment,
+    angle_cosines,
+    dimension_spread,
+    effective_rank,
+    hue_following,
+    knn_accuracy,
+    linear_probe,
+    mean_colour_hue,
+    neighbor_change,
+    probe_accuracy,
+    relative_equivariance,
+    uniformity,
+    wahba_error,
+)
 from care_sweep.learn.randomness import generator
-from care_sweep.learn.views import apply_views, draw_shared_views, normalise
+from care_sweep.learn.views import apply_views, draw_shared_views, hue_change, normalise
 from care_sweep.spec import TrialConfig
 
 __all__ = [
     "Features",
+    "Retrieval",
+    "Structure",
+    "embed",
+    "embedding_metrics",
     "encode",
     "evaluate_encoder",
     "extract_features",
+    "fit_probe",
     "knn_accuracy",
+    "knn_metrics",
     "linear_probe",
+    "measure_retrieval",
+    "measure_structure",
+    "probe_accuracy",
     "relative_equivariance",
+    "wahba_error",
 ]
 
-_KNN_TEMPERATURE = 0.5  # weights exp(similarity / 0.5), as in the published code
-_PROBE_BATCH_SIZE = 512
-_PROBE_LEARNING_RATE = 1e-3
-_PROBE_WEIGHT_DECAY = 1e-6
 _CHUNK = 512
-_NUM_MEASURED_AUGMENTATIONS = 5
+_NUM_MEASURED_AUGMENTATIONS = 20  # as published for the angle histogram and the Wahba error
+_NUM_PROBE_SEEDS = 3
+_HUE_SHIFTS = (-0.1, 0.1)  # the most that augmentations of strength 1 move the hue
+_NUM_RETRIEVED = 5
 
 
 @dataclass(frozen=True)
@@ -46,105 +72,6 @@ class Features:
     train_labels: Tensor
     validation: Tensor
     validation_labels: Tensor
-
-
-# --- pure measures ------------------------------------------------------------------------------------------
-
-
-def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, num_neighbors: int
-) -> float:
-    """Share of queries whose weighted nearest neighbours in the bank vote for their class, in [0, 1].
-
-    Cosine similarity of features; a neighbour's vote weighs exp(similarity / 0.5). Equal votes go to the
-    lower class number.
-
-    Args:
-        bank, bank_labels: features (N, F) with known class numbers (N).
-        queries, query_labels: features (Q, F) and their class numbers (Q).
-        num_neighbors: K, capped at N.
-    """
-    bank_FN = normalize(bank).T
-    num_classes = int(bank_labels.max()) + 1
-    num_right = torch.zeros((), dtype=torch.int64, device=queries.device)
-    for queries_QF, labels_Q in zip(
-        torch.split(queries, _CHUNK), torch.split(query_labels, _CHUNK), strict=True
-    ):
-        similarity_QK, neighbor_QK = (normalize(queries_QF) @ bank_FN).topk(min(num_neighbors, len(bank)))
-        votes_QC = torch.zeros(len(queries_QF), num_classes, dtype=bank.dtype, device=bank.device)
-        votes_QC.scatter_add_(1, bank_labels[neighbor_QK], (similarity_QK / _KNN_TEMPERATURE).exp())
-        num_right += (votes_QC.argmax(1) == labels_Q).sum()
-    return int(num_right) / len(queries)
-
-
-def linear_probe(
-    features: Tensor, labels: Tensor, *, num_classes: int, num_epochs: int, seed: int
-) -> nn.Linear:
-    """A linear classifier on frozen features: Adam 1e-3, weight decay 1e-6, batches of 512 (method.md).
-
-    The last batch of an epoch may be smaller. Weights start at 0, so the seed moves only the order of images.
-
-    Args:
-        features, labels: (N, F) and class numbers (N).
-    """
-    probe = nn.Linear(features.shape[1], num_classes, device=features.device, dtype=features.dtype)
-    nn.init.zeros_(probe.weight)
-    nn.init.zeros_(probe.bias)
-    optimizer = torch.optim.Adam(
-        probe.parameters(), lr=_PROBE_LEARNING_RATE, weight_decay=_PROBE_WEIGHT_DECAY, fused=True
-    )
-    source = generator(seed, "probe")
-    with torch.enable_grad():
-        for _ in range(num_epochs):
-            order = torch.randperm(len(features), generator=source).to(features.device)
-            for rows in torch.split(order, _PROBE_BATCH_SIZE):
-                optimizer.zero_grad()
-                cross_entropy(probe(features[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-    return probe.requires_grad_(False)
-
-
-def probe_accuracy(probe: nn.Linear, features: Tensor, labels: Tensor) -> float:
-    """Share of images the probe puts into their class, in [0, 1]."""
-    return int((probe(features).argmax(1) == labels).sum()) / len(labels)
-
-
-def relative_equivariance(f: Tensor, f_a: Tensor) -> float:
-    """gamma_f for one augmentation: how far it is from acting as a rotation; lower is more equivariant.
-
-    The mean over ordered pairs x != x' of
-
-        (||f(ax') - f(ax)||^2 - ||f(x') - f(x)||^2)^2 / (||f(ax') - f(x')||^2 + ||f(ax) - f(x)||^2)^2
-
-    (Section 5.2). The denominator makes invariance no way to a low value. A pair that the augmentation does
-    not move at all counts 0.
-
-    Args:
-        f, f_a: (N, D) projected unit embeddings of the images and of the augmented images, one image a row.
-
-    Raises:
-        ValueError: the shapes differ or are not (N, D) with N >= 2.
-    """
-    if f.shape != f_a.shape or f.ndim != 2 or len(f) < 2:
-        raise ValueError(
-            "needs two embeddings of one shape (N, D) with 2 images or more, "
-            f"they are {tuple(f.shape)} and {tuple(f_a.shape)}"
-        )
-    before_ND, after_ND = f.double(), f_a.double()
-    moved_N = (after_ND - before_ND).square().sum(1)
-    total = torch.zeros((), dtype=torch.float64, device=f.device)
-    for rows in torch.split(torch.arange(len(f), device=f.device), _CHUNK):
-        change_MN = _squared_distances(after_ND, rows) - _squared_distances(before_ND, rows)
-        denominator_MN = (moved_N[rows].unsqueeze(1) + moved_N).square()
-        ratio_MN = change_MN.square() / denominator_MN.clamp_min(torch.finfo(torch.float64).tiny)
-        ratio_MN = ratio_MN.masked_fill(denominator_MN == 0, 0)
-        total += ratio_MN.scatter_(1, rows.unsqueeze(1), 0).sum()
-    return total.item() / (len(f) * (len(f) - 1))
-
-
-def _squared_distances(points_ND: Tensor, rows: Tensor) -> Tensor:
-    squares_N = points_ND.square().sum(1)
-    return squares_N[rows].unsqueeze(1) + squares_N - 2 * points_ND[rows] @ points_ND.T
 
 
 # --- an encoder on a dataset --------------------------------------------------------------------------------
@@ -178,17 +105,20 @@ def evaluate_encoder(
 ) -> dict[str, float]:
     """All measures of an encoder, on validation images, with BatchNorm frozen.
 
-    Returns `validation_knn_accuracy`, `validation_probe_accuracy`, `relative_equivariance` (mean over
-    5 drawn augmentations of strength 1, the same ones for every trial) and `num_validation_images`.
-    `features` and `probe` spare the work where the caller has them of this very model.
+    Returns what `knn_metrics` has; `validation_probe_accuracy` of the probe of `config.seed`, and with
+    `_mean` and `_spread` (sample standard deviation) over that and the next 2 seeds; what
+    `Structure.metrics`, `Retrieval.metrics` and `embedding_metrics` have. `features` and `probe` spare the
+    work where the caller has them of this very model.
     """
     features = extract_features(model, data, device) if features is None else features
     if probe is None:
         probe = fit_probe(features, data, config)
     return {
         **knn_metrics(features, config),
-        "validation_probe_accuracy": probe_accuracy(probe, features.validation, features.validation_labels),
-        "relative_equivariance": _measured_equivariance(model, data, device),
+        **_probe_metrics(probe, features, data, config),
+        **measure_structure(model, data, device).metrics(),
+        **measure_retrieval(model, data, device).metrics(),
+        **embedding_metrics(model, features),
     }
 
 
@@ -207,33 +137,178 @@ def knn_metrics(features: Features, config: TrialConfig) -> dict[str, float]:
     }
 
 
-def fit_probe(features: Features, data: Dataset, config: TrialConfig) -> nn.Linear:
-    """The linear probe of `config`, trained on the train split's features."""
+def embedding_metrics(model: CareModel, features: Features) -> dict[str, float]:
+    """How validation embeddings fill the sphere: what shows a collapse, and is cheap enough for every epoch.
+
+    Returns `uniformity`, `effective_rank` and `embedding_spread`, the mean standard deviation of a dimension
+    times sqrt(D): 1 where embeddings are spread evenly over the sphere, 0 where they are one point.
+    """
+    with _frozen(model):
+        embeddings_ND = normalize(model.projector(features.validation))
+    return {
+        "uniformity": uniformity(embeddings_ND),
+        "effective_rank": effective_rank(embeddings_ND),
+        "embedding_spread": dimension_spread(embeddings_ND).mean().item() * math.sqrt(embeddings_ND.shape[1]),
+    }
+
+
+def fit_probe(
+    features: Features, data: Dataset, config: TrialConfig, *, seed: int | None = None
+) -> nn.Linear:
+    """The linear probe of `config`, trained on the train split's features; `seed` instead of the trial's."""
     return linear_probe(
         features.train,
         features.train_labels,
         num_classes=len(data.class_names),
         num_epochs=config.probe_epochs,
-        seed=config.seed,
+        seed=config.seed if seed is None else seed,
     )
 
 
-def _measured_equivariance(model: CareModel, data: Dataset, device: torch.device) -> float:
-    """gamma_f on validation; augmentations do not depend on the trial, so that trials can be compared."""
+def _probe_metrics(
+    probe: nn.Linear, features: Features, data: Dataset, config: TrialConfig
+) -> dict[str, float]:
+    """The accuracy of the probe that is kept, and mean and spread over it and the next seeds' probes."""
+    seeds = range(config.seed + 1, config.seed + _NUM_PROBE_SEEDS)
+    probes = [probe, *(fit_probe(features, data, config, seed=seed) for seed in seeds)]
+    accuracies = [probe_accuracy(one, features.validation, features.validation_labels) for one in probes]
+    return {
+        "validation_probe_accuracy": accuracies[0],
+        "validation_probe_accuracy_mean": statistics.fmean(accuracies),
+        "validation_probe_accuracy_spread": statistics.stdev(accuracies),
+    }
+
+
+# --- how augmentations act ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What drawn augmentations do to the embeddings of N images, each augmentation to all of them alike.
+
+    Attributes:
+        cosines: (A, N), float64, on the host: of the angle between f(x) and f(a x).
+        relative_equivariance, wahba_error, alignment: one number an augmentation.
+    """
+
+    cosines: Tensor
+    relative_equivariance: tuple[float, ...]
+    wahba_error: tuple[float, ...]
+    alignment: tuple[float, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the augmentations, and the variance of the cosines.
+
+        `wahba_error` grows with sqrt(N); `wahba_error_rms` is divided by it. `angle_variance` is over images
+        and augmentations, `angle_variance_over_images` the mean of each augmentation's own over the images.
+        """
+        wahba = statistics.fmean(self.wahba_error)
+        return {
+            "relative_equivariance": statistics.fmean(self.relative_equivariance),
+            "wahba_error": wahba,
+            "wahba_error_rms": wahba / math.sqrt(self.cosines.shape[1]),
+            "angle_variance": self.cosines.var(correction=0).item(),
+            "angle_variance_over_images": self.cosines.var(1, correction=0).mean().item(),
+            "alignment": statistics.fmean(self.alignment),
+        }
+
+
+def measure_structure(
+    model: CareModel,
+    data: Dataset,
+    device: torch.device,
+    *,
+    num_augmentations: int = _NUM_MEASURED_AUGMENTATIONS,
+) -> Structure:
+    """How drawn augmentations of strength 1 act on validation images; the same ones for every trial.
+
+    `data`'s mean and deviation must be those that the model was trained with.
+    """
     images = data.validation.images
     source = generator(0, "measure")
-    before = _embed(model, images, data, device)
-    gammas = []
-    for _ in range(_NUM_MEASURED_AUGMENTATIONS):
+    before = embed(model, images, data, device)
+    pairs = []
+    for _ in range(num_augmentations):
         parameters = draw_shared_views(len(images), 1, data.image_size, 1.0, source)
         views = [
             apply_views(chunk.to(device), parameters[: len(chunk)]) for chunk in torch.split(images, _CHUNK)
         ]
-        gammas.append(relative_equivariance(before, _embed(model, torch.cat(views), data, device)))
-    return sum(gammas) / len(gammas)
+        pairs.append((before, embed(model, torch.cat(views), data, device)))
+    return Structure(
+        cosines=torch.stack([angle_cosines(*pair) for pair in pairs]).cpu(),
+        relative_equivariance=tuple(relative_equivariance(*pair) for pair in pairs),
+        wahba_error=tuple(wahba_error(*pair) for pair in pairs),
+        alignment=tuple(alignment(*pair) for pair in pairs),
+    )
 
 
-def _embed(model: CareModel, images: Tensor, data: Dataset, device: torch.device) -> Tensor:
+@dataclass(frozen=True)
+class Retrieval:
+    """The train images whose embeddings are nearest to those of Q validation images, and of these recoloured.
+
+    Attributes:
+        shifts: how far each change moved the queries' hue, as a share of the circle.
+        before: (Q, K) rows of train, nearest first, for the queries as they are.
+        after: one (Q, K) for each shift.
+        change: share of neighbours that are new, one number a shift (`neighbor_change`).
+        following: whether their mean hue follows, one number a shift (`hue_following`).
+    """
+
+    shifts: tuple[float, ...]
+    before: Tensor
+    after: tuple[Tensor, ...]
+    change: tuple[float, ...]
+    following: tuple[float, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the shifts; images without any colour have no `hue_following`."""
+        following = statistics.fmean(self.following)
+        return {
+            "neighbor_change": statistics.fmean(self.change),
+            **({} if math.isnan(following) else {"hue_following": following}),
+        }
+
+
+def measure_retrieval(
+    model: CareModel,
+    data: Dataset,
+    device: torch.device,
+    *,
+    shifts: Sequence[float] = _HUE_SHIFTS,
+    num_neighbors: int = _NUM_RETRIEVED,
+) -> Retrieval:
+    """Retrieval of train images by validation images under changes of the query's hue (Section 5.3).
+
+    `data`'s mean and deviation must be those that the model was trained with.
+    """
+    bank, queries = data.train.images, data.validation.images
+    bank_DN = embed(model, bank, data, device).T
+    hue_N = torch.cat([mean_colour_hue(chunk) for chunk in torch.split(bank, _CHUNK)])
+
+    def retrieve(images: Tensor) -> Tensor:
+        chunks = torch.split(embed(model, images, data, device), _CHUNK)
+        return torch.cat([(z @ bank_DN).topk(min(num_neighbors, len(bank))).indices for z in chunks]).cpu()
+
+    def recoloured(shift: float) -> Tensor:
+        chunks = torch.split(queries, _CHUNK)
+        return torch.cat(
+            [apply_views(chunk, hue_change(len(chunk), shift, data.image_size)) for chunk in chunks]
+        )
+
+    before = retrieve(queries)
+    after = [retrieve(recoloured(shift)) for shift in shifts]
+    hue_before, *hues_after = (hue_N[found_QK].mean(1) for found_QK in (before, *after))
+    return Retrieval(
+        shifts=tuple(shifts),
+        before=before,
+        after=tuple(after),
+        change=tuple(neighbor_change(before, found) for found in after),
+        following=tuple(hue_following(hue_before, hue, s) for hue, s in zip(hues_after, shifts, strict=True)),
+    )
+
+
+def embed(model: CareModel, images: Tensor, data: Dataset, device: torch.device) -> Tensor:
+    """Projected unit embeddings (N, D) of uint8 or [0, 1] images, in chunks, with BatchNorm frozen."""
     features_NF = encode(model, images, data, device)
     with _frozen(model):
         return normalize(model.projector(features_NF))

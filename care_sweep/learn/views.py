@@ -21,6 +21,7 @@ __all__ = [
     "apply_views",
     "draw_shared_views",
     "draw_views",
+    "hue_change",
     "normalise",
     "unit",
 ]
@@ -172,6 +173,25 @@ def _draw_crops(
     top = torch.where(found, (uniform() * (rows - height + 1)).long(), (rows - height) // 2)
     left = torch.where(found, (uniform() * (columns - width + 1)).long(), (columns - width) // 2)
     return top, left, height, width
+
+
+def hue_change(num_views: int, shift: float, size: tuple[int, int]) -> ViewParameters:
+    """Parameters that move the hue by a share of the circle in [-0.5, 0.5] and change nothing else."""
+    zero, none = torch.zeros(num_views, dtype=torch.int64), torch.zeros(num_views, dtype=torch.bool)
+    rows, columns = size
+    return ViewParameters(
+        top=zero,
+        left=zero,
+        height=zero + rows,
+        width=zero + columns,
+        flip=none,
+        jitter=~none,
+        order=torch.arange(4).repeat(num_views, 1),
+        factors=torch.tensor([1.0, 1.0, 1.0, shift]).repeat(num_views, 1),
+        grayscale=none,
+        blur=none,
+        sigma=torch.ones(num_views),
+    )
 
 
 # --- applying -----------------------------------------------------------------------------------------------

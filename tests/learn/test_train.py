@@ -28,7 +28,12 @@ EVERY_EPOCH = {
     "validation_knn_accuracy",
     "num_validation_images",
 }
-LAST_EPOCH = EVERY_EPOCH | {"validation_probe_accuracy", "relative_equivariance"}
+LAST_EPOCH = EVERY_EPOCH | {
+    *("validation_probe_accuracy", "validation_probe_accuracy_mean", "validation_probe_accuracy_spread"),
+    *("relative_equivariance", "wahba_error", "wahba_error_rms", "alignment"),
+    *("angle_variance", "angle_variance_over_images", "neighbor_change", "hue_following"),
+    *("uniformity", "effective_rank", "embedding_spread"),
+}
 
 
 def run(
