@@ -31,7 +31,7 @@ from care_sweep.learn.model_card import model_card
 from care_sweep.learn.views import normalise
 from care_sweep.spec import CheckpointReference, TrialConfig
 
-__all__ = ["CHECKPOINT_NAME", "LoadedEncoder", "load", "save"]
+__all__ = ["CHECKPOINT_NAME", "LoadedEncoder", "load", "loads", "save"]
 
 CHECKPOINT_NAME = "checkpoint.tar"
 _FORMAT = "care-sweep checkpoint"
@@ -52,6 +52,8 @@ class LoadedEncoder(nn.Module):
         metrics: the last epoch's metrics.
         manifest: versions, dataset, files and the command that trains it again.
         class_names: what the numbers of `classify` mean.
+        image_size: height and width in pixels of the images it was trained on; None where an older
+            checkpoint does not tell.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class LoadedEncoder(nn.Module):
         self.model, self.probe = model, probe
         self.config, self.metrics, self.manifest = config, metrics, manifest
         self.class_names: tuple[str, ...] = tuple(manifest["dataset"]["class_names"])
+        size = manifest["dataset"].get("image_size")
+        self.image_size: tuple[int, int] | None = None if size is None else (size[0], size[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (N, F), before the projector: what kNN and probes read."""
@@ -135,6 +139,7 @@ def _manifest(members: Mapping[str, bytes], data: Dataset) -> dict[str, Any]:
             "class_names": list(data.class_names),
             "mean": list(data.mean),
             "std": list(data.std),
+            "image_size": list(data.image_size),
         },
         "command": "care-sweep train --config config.json",
     }
@@ -176,62 +181,74 @@ def load(path: str | Path) -> LoadedEncoder:
     Raises:
         CheckpointError: the file is missing, truncated, damaged, no checkpoint, or of another format version.
     """
-    path = Path(path)
     try:
-        content = path.read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    members = _unpack(path, content)
-    manifest = _checked_manifest(path, members)
+    return loads(content, str(path))
+
+
+def loads(content: bytes, name: str) -> LoadedEncoder:
+    """The encoder of a checkpoint's bytes, on the CPU; `name` is what error messages call it.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    members = _unpack(name, content)
+    manifest = _checked_manifest(name, members)
     if _pack(members) != content:
-        raise CheckpointError(f"{path}: the archive around its files is damaged; download it again")
+        raise CheckpointError(f"{name}: the archive around its files is damaged; download it again")
     try:
         config = parse(TrialConfig, json.loads(members["config.json"]))
         metrics = json.loads(members["metrics.json"])
         states = {part: safetensors.torch.load(members[f"{part}.safetensors"]) for part in _PARTS}
         return _assemble(config, metrics, manifest, states)
     except (SafetensorError, RuntimeError, InvalidDocument, KeyError) as error:
-        raise CheckpointError(f"{path}: its parts do not make an encoder ({error})") from error
+        raise CheckpointError(f"{name}: its parts do not make an encoder ({error})") from error
 
 
-def _unpack(path: Path, content: bytes) -> dict[str, bytes]:
+def _unpack(source: str, content: bytes) -> dict[str, bytes]:
     members = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for name in _MEMBERS:
                 file = archive.extractfile(name) if archive.getmember(name).isreg() else None
                 if file is None:
-                    raise CheckpointError(f"{path}: {name} is not a plain file: no checkpoint of care-sweep")
+                    raise CheckpointError(
+                        f"{source}: {name} is not a plain file: no checkpoint of care-sweep"
+                    )
                 members[name] = file.read()
     except KeyError as error:
         raise CheckpointError(
-            f"{path}: truncated, or no checkpoint of care-sweep ({error.args[0]}); download it again"
+            f"{source}: truncated, or no checkpoint of care-sweep ({error.args[0]}); download it again"
         ) from error
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: no tar, or a truncated or damaged one ({error}); download it again"
+            f"{source}: no tar, or a truncated or damaged one ({error}); download it again"
         ) from error
     return members
 
 
-def _checked_manifest(path: Path, members: Mapping[str, bytes]) -> dict[str, Any]:
+def _checked_manifest(source: str, members: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(members["manifest.json"])
         known = manifest["format"] == _FORMAT and manifest["format_version"] == _FORMAT_VERSION
         intact = manifest["manifest_sha256"] == _own_sha256(manifest)
         expected = {name: manifest["files"][name]["sha256"] for name in _MEMBERS[:-1]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: manifest.json is damaged; download it again") from error
+        raise CheckpointError(f"{source}: manifest.json is damaged; download it again") from error
     if not intact or _json(manifest) != members["manifest.json"]:
-        raise CheckpointError(f"{path}: manifest.json is damaged; download it again")
+        raise CheckpointError(f"{source}: manifest.json is damaged; download it again")
     if not known:
         raise CheckpointError(
-            f"{path}: {manifest['format']}, format version {manifest['format_version']}; this care-sweep "
+            f"{source}: {manifest['format']}, format version {manifest['format_version']}; this care-sweep "
             f"reads version {_FORMAT_VERSION}: use the care-sweep that wrote it, or a later one"
         )
     for name, sha256 in expected.items():
         if hashlib.sha256(members[name]).hexdigest() != sha256:
-            raise CheckpointError(f"{path}: {name} does not have its SHA-256; download the checkpoint again")
+            raise CheckpointError(
+                f"{source}: {name} does not have its SHA-256; download the checkpoint again"
+            )
     return manifest
 
 

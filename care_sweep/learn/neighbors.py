@@ -1,22 +1,23 @@
-"""Which images does an encoder find alike? A sheet of images and their nearest neighbours."""
+"""Which images does an encoder find alike? Sheets of images and their nearest neighbours."""
 
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from care_sweep.learn.checkpoint import LoadedEncoder
 from care_sweep.learn.data import Dataset
+from care_sweep.learn.evaluate import Retrieval
+from care_sweep.learn.sheets import Heading, Tile, draw_sheet, one_of_each_class
+from care_sweep.learn.views import apply_views, hue_change
 
-__all__ = ["draw_neighbors", "nearest"]
+__all__ = ["draw_neighbors", "hue_sheet", "nearest", "neighbors_sheet"]
 
-_TILE = 72  # pixels an image takes
-_GAP = 6
-_CAPTION = 14
 _CHUNK = 512
-_RIGHT, _WRONG, _QUERY = "#2e7d32", "#c62828", "#1a1a1a"
+_RIGHT, _WRONG = "#2e7d32", "#c62828"
+_KEPT, _NEW = "#9e9e9e", "#1565c0"
 
 
 def nearest(encoder: LoadedEncoder, queries: Tensor, bank: Tensor, num_neighbors: int) -> Tensor:
@@ -26,48 +27,57 @@ def nearest(encoder: LoadedEncoder, queries: Tensor, bank: Tensor, num_neighbors
         queries, bank: images (Q, 3, h, w) and (N, 3, h, w), uint8 or float in [0, 1].
         num_neighbors: K, at most N.
     """
+    device = next(encoder.parameters()).device
     with torch.no_grad():
-        bank_NF = torch.cat([normalize(encoder(chunk)) for chunk in torch.split(bank, _CHUNK)])
-        queries_QF = normalize(encoder(queries))
-    return (queries_QF @ bank_NF.T).topk(num_neighbors, dim=1).indices
+        bank_NF = torch.cat([normalize(encoder(chunk.to(device))) for chunk in torch.split(bank, _CHUNK)])
+        queries_QF = normalize(encoder(queries.to(device)))
+    return (queries_QF @ bank_NF.T).topk(num_neighbors, dim=1).indices.cpu()
+
+
+def neighbors_sheet(
+    encoder: LoadedEncoder, data: Dataset, *, num_queries: int = 8, num_neighbors: int = 8
+) -> Image.Image:
+    """One validation image a row, of different classes, then its nearest train images by features.
+
+    A green frame is a neighbour of the query's class, a red one of another.
+    """
+    rows = one_of_each_class(data.validation.labels, num_queries)
+    found = nearest(encoder, data.validation.images[rows], data.train.images, num_neighbors)
+    sheet = []
+    for query, neighbors in zip(rows.tolist(), found.tolist(), strict=True):
+        label = int(data.validation.labels[query])
+        tiles = [Tile(data.validation.images[query], data.class_names[label])]
+        for neighbor in neighbors:
+            other = int(data.train.labels[neighbor])
+            frame = _RIGHT if other == label else _WRONG
+            tiles.append(Tile(data.train.images[neighbor], data.class_names[other], frame))
+        sheet.append(tiles)
+    return draw_sheet(sheet)
+
+
+def hue_sheet(data: Dataset, found: Retrieval, *, num_queries: int = 4) -> Image.Image:
+    """What becomes of the neighbours when a query's hue is moved: one row for each shift, nearest first.
+
+    Blue frames are neighbours that the query as it is does not have.
+    """
+    rows: list[Heading | list[Tile]] = [Heading({0: "query", 1: "nearest by projected embedding"})]
+    for query in one_of_each_class(data.validation.labels, num_queries).tolist():
+        image, before = data.validation.images[query], found.before[query].tolist()
+        changed = [
+            (shift, after[query].tolist()) for shift, after in zip(found.shifts, found.after, strict=True)
+        ]
+        for shift, retrieved in [(0.0, before), *changed]:
+            view = apply_views(image.unsqueeze(0), hue_change(1, shift, data.image_size))[0]
+            tiles = [Tile(view, f"hue {shift:+g}" if shift else "as it is")]
+            for row in retrieved:
+                name = data.class_names[int(data.train.labels[row])]
+                tiles.append(Tile(data.train.images[row], name, _KEPT if row in before else _NEW))
+            rows.append(tiles)
+    return draw_sheet(rows)
 
 
 def draw_neighbors(
     encoder: LoadedEncoder, data: Dataset, path: Path, *, num_queries: int = 8, num_neighbors: int = 8
 ) -> None:
-    """Write a PNG: one validation image a row, of different classes, then its nearest train images.
-
-    A green frame is a neighbour of the query's class, a red one of another.
-    """
-    rows = _one_of_each_class(data.validation.labels, num_queries)
-    found = nearest(encoder, data.validation.images[rows], data.train.images, num_neighbors)
-    cell_width, cell_height = _TILE + _GAP, _TILE + _GAP + _CAPTION
-    size = (_GAP + (1 + num_neighbors) * cell_width + _GAP, _GAP + len(rows) * cell_height)
-    sheet = Image.new("RGB", size, "white")
-    for y, (query, neighbors) in enumerate(zip(rows.tolist(), found.tolist(), strict=True)):
-        label = int(data.validation.labels[query])
-        top = _GAP + y * cell_height
-        name = data.class_names[label]
-        _paste(sheet, data.validation.images[query], (_GAP, top), _QUERY, name)
-        for x, neighbor in enumerate(neighbors):
-            other = int(data.train.labels[neighbor])
-            frame = _RIGHT if other == label else _WRONG
-            place = (2 * _GAP + (1 + x) * cell_width, top)
-            _paste(sheet, data.train.images[neighbor], place, frame, data.class_names[other])
-    sheet.save(path)
-
-
-def _one_of_each_class(labels: Tensor, num_queries: int) -> Tensor:
-    firsts = [int((labels == label).nonzero()[0]) for label in sorted(set(labels.tolist()))]
-    return torch.tensor(firsts[:num_queries])
-
-
-def _paste(sheet: Image.Image, image: Tensor, place: tuple[int, int], frame: str, caption: str) -> None:
-    tile = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
-        (_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS
-    )
-    draw = ImageDraw.Draw(sheet)
-    x, y = place
-    draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline=frame, width=2)
-    sheet.paste(tile, (x + 2, y + 2))
-    draw.text((x + 2, y + _TILE + 1), caption[:12], fill=frame)
+    """Write `neighbors_sheet` as PNG."""
+    neighbors_sheet(encoder, data, num_queries=num_queries, num_neighbors=num_neighbors).save(path)

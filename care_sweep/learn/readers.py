@@ -22,7 +22,15 @@ from torch import Tensor
 
 from care_sweep.errors import DatasetError
 
-__all__ = ["Labelled", "RawDataset", "read_folder", "read_parquet", "read_torchvision"]
+__all__ = [
+    "Labelled",
+    "RawDataset",
+    "find_images",
+    "read_folder",
+    "read_images",
+    "read_parquet",
+    "read_torchvision",
+]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _NUM_THREADS = 4  # Pillow decodes outside the interpreter's lock
@@ -105,6 +113,42 @@ def _to_tensor(pixels_NHW3: NDArray[np.uint8]) -> Tensor:
 def _size(picture: NDArray[np.uint8]) -> str:
     height, width, _ = picture.shape
     return f"{width}x{height}"
+
+
+# --- images without classes ---------------------------------------------------------------------------------
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted, without those whose name begins with a dot.
+
+    Raises:
+        DatasetError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a folder")
+    files = [file for file in sorted(folder.rglob("*")) if _is_image(file)]
+    if not files:
+        raise DatasetError(f"{folder}: no images; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return files
+
+
+def read_images(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
+    """The images as uint8 (N, 3, height, width), the largest central part of that shape scaled to `size`.
+
+    Raises:
+        DatasetError: one of them is unreadable.
+    """
+    height, width = size
+
+    def read(file: Path) -> NDArray[np.uint8]:
+        picture = _decode(file, str(file), None)
+        if picture.shape[:2] == size:
+            return picture
+        fitted = ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.BILINEAR)
+        return np.asarray(fitted)
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return _to_tensor(np.stack(list(pool.map(read, files))))
 
 
 # --- class folders ------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""How do an encoder's weights get into a plain torchvision ResNet?
+
+The state dict has torchvision's keys and nothing else. Two layers are not those of `resnet18()`: `conv1` is
+the 3x3 stem for small images, with no pooling after it, and `fc` is the linear probe, with a row a class. So
+
+    network = torchvision.models.resnet18(num_classes=len(encoder.class_names))
+    network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = torch.nn.Identity()
+    network.load_state_dict(to_torchvision(encoder), strict=True)
+
+gives the probe's class scores for images normalised by the mean and deviation in the file's metadata.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from care_sweep.errors import CheckpointError
+from care_sweep.learn.checkpoint import LoadedEncoder
+from care_sweep.learn.durable import write_durably
+
+__all__ = ["export_weights", "to_torchvision"]
+
+_PICKLED = (".pt", ".pth")
+
+
+def to_torchvision(encoder: LoadedEncoder) -> dict[str, Tensor]:
+    """The state dict of torchvision's ResNet of that name, on the CPU: the encoder, and the probe as `fc`.
+
+    Raises:
+        CheckpointError: torchvision has no such network, as for resnet_tiny.
+    """
+    name = encoder.config.encoder
+    if name not in ("resnet18", "resnet50"):
+        raise CheckpointError(f"torchvision has no {name}; only resnet18 and resnet50 can be exported")
+    state = dict(encoder.model.encoder.state_dict())
+    state |= {f"fc.{key}": value for key, value in encoder.probe.state_dict().items()}
+    return {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state.items()}
+
+
+def export_weights(encoder: LoadedEncoder, path: Path) -> None:
+    """Write `to_torchvision` durably: as `.safetensors` with what an image must be normalised by, or for
+    `torch.load(path, weights_only=True)` as `.pt` or `.pth`.
+
+    Raises:
+        CheckpointError: as `to_torchvision`, or the name ends in none of these.
+    """
+    state = to_torchvision(encoder)
+    if path.suffix in _PICKLED:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+    elif path.suffix == ".safetensors":
+        dataset = encoder.manifest["dataset"]
+        kept = ("mean", "std", "class_names")
+        metadata = {"network": encoder.config.encoder, **{key: json.dumps(dataset[key]) for key in kept}}
+        content = safetensors.torch.save(state, metadata)
+    else:
+        raise CheckpointError(f"{path}: the name must end in .safetensors, .pt or .pth")
+    write_durably(path, content)
