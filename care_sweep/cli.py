@@ -58,6 +58,7 @@ Url = Annotated[
     typer.Option("--url", help="Where the service listens (default: CARE_SWEEP_URL, else this machine)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A file or a URL.")]
 SweepId = Annotated[str, typer.Argument(metavar="SWEEP", help="The id that `submit` printed.")]
 
 
@@ -142,6 +143,91 @@ def train(
     _print(result, tables.metrics_table(result["metrics"]), as_json)
     if not as_json:
         console.print(f"checkpoint: {result['checkpoint']}", soft_wrap=True, highlight=False, markup=False)
+
+
+# --- trained encoders ---------------------------------------------------------------------------------------
+
+
+@command()
+def report(
+    checkpoint: Checkpoint,
+    output: Annotated[
+        Path | None, typer.Option(help="The page (default: CHECKPOINT-report.html, here).")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Images to measure on (default: those it was trained with).")
+    ] = None,
+    measurements: Annotated[
+        Path | None,
+        typer.Option(
+            help="What its epochs reported, as JSON (default: measurements.jsonl beside it, if there).",
+            exists=True,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an encoder and write one HTML page about it."""
+    from care_sweep.after_training import report_on  # noqa: PLC0415
+
+    settings = Settings.from_environment()
+    found = report_on(checkpoint, settings, dataset=dataset, measurements=measurements, output=output)
+    _print(found, found["path"], as_json)
+
+
+@command()
+def views(
+    strength: Annotated[
+        list[float] | None, typer.Option(help="One or more, from 0 to 2 (default: 0.5 1 1.5).")
+    ] = None,
+    more: Annotated[list[float] | None, typer.Argument(metavar="[STRENGTH]...", hidden=True)] = None,
+    dataset: Annotated[str, typer.Option(help="Images.")] = "cifar10-mini",
+    resize: Annotated[int | None, typer.Option(help="Side in pixels to bring images to.", min=8)] = None,
+    seed: Annotated[int, typer.Option(help="Of the augmentations.", min=0)] = 1,
+    output: Annotated[Path, typer.Option(help="The picture.")] = Path("views.png"),
+    as_json: Json = False,
+) -> None:
+    """Draw what augmentation strengths do: each image its own augmentation, and one for all of a split."""
+    strengths = [*(strength or []), *(more or [])] or [0.5, 1.0, 1.5]
+    wrong = [value for value in strengths if not 0 <= value <= 2]
+    if wrong:
+        raise typer.BadParameter(f"must be from 0 to 2, it is {wrong[0]:g}", param_hint="--strength")
+    from care_sweep.after_training import sheet_of_views  # noqa: PLC0415
+
+    settings = Settings.from_environment()
+    made = sheet_of_views(strengths, settings, dataset=dataset, resize=resize, seed=seed, output=output)
+    _print(made, made["path"], as_json)
+
+
+@command()
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Images, in any folders below it.")],
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint: a file or a URL.")],
+    output: Annotated[Path, typer.Option(help="The Parquet file.")] = Path("embeddings.parquet"),
+    resize: Annotated[
+        int | None, typer.Option(help="Side in pixels (default: that of the training images).", min=8)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write features, embeddings and classes of a folder's images to a Parquet file."""
+    from care_sweep.after_training import embed_images  # noqa: PLC0415
+
+    made = embed_images(Console(stderr=True), folder, checkpoint, output, resize=resize)
+    _print(made, f"{made['num_images']} images: {made['path']}", as_json)
+
+
+@command("export-weights")
+def export_weights(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option(help="A name that ends in .safetensors, .pt or .pth.")] = Path(
+        "weights.safetensors"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write an encoder's weights for a plain torchvision ResNet, its probe as fc."""
+    from care_sweep.after_training import export  # noqa: PLC0415
+
+    made = export(checkpoint, output)
+    _print(made, made["path"], as_json)
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------

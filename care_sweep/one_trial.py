@@ -20,7 +20,9 @@ from care_sweep.errors import CheckpointError, InvalidDocument, Problem
 from care_sweep.settings import Settings
 from care_sweep.spec import CategoricalParameter, Measurement, Scalar, SearchSpace, TrialConfig
 
-__all__ = ["configure", "train_one"]
+__all__ = ["MEASUREMENTS_NAME", "configure", "train_one"]
+
+MEASUREMENTS_NAME = "measurements.jsonl"
 
 _CONFIG_NAME = "config.json"
 
@@ -81,11 +83,17 @@ def train_one(
         directory.mkdir(parents=True, exist_ok=True)
         (directory / _CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n")
     measurements: list[Measurement] = []
+    log = directory / MEASUREMENTS_NAME
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if not states:
+        log.unlink(missing_ok=True)
     with _progress(console) as progress:
         task = progress.add_task("epochs", total=config.epochs, metric="")
 
         def report(measurement: Measurement) -> None:
             measurements.append(measurement)
+            with log.open("a") as file:
+                file.write(measurement.model_dump_json() + "\n")
             accuracy = measurement.metrics["validation_knn_accuracy"]
             progress.update(task, completed=measurement.epoch, metric=f"validation kNN {accuracy:.4f}")
 

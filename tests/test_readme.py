@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
+from care_sweep.cli import app
 from care_sweep.learn.data import load_dataset
 from care_sweep.settings import Settings
 
@@ -90,6 +91,13 @@ def test_every_setting_is_in_the_readme() -> None:
     source = Path(sys.modules[Settings.__module__].__file__ or "").read_text()
     for name in re.findall(r"CARE_SWEEP_[A-Z_]+|RAY_ADDRESS", source):
         assert f"| `{name}`" in _README or name == "CARE_SWEEP_", name
+
+
+def test_every_command_is_in_the_changelog() -> None:
+    changelog = (_ROOT / "CHANGELOG.md").read_text()
+    for one in app.registered_commands:
+        name = one.name or (one.callback.__name__ if one.callback else "")
+        assert f"`{name}`" in changelog, name
 
 
 def _marked(block: _Block) -> Any:

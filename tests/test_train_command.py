@@ -45,6 +45,9 @@ def test_a_checkpoint_tells_how_to_train_it_again_to_the_byte(tmp_path: Path) ->
     program, *arguments = told.replace("config.json", str(tmp_path / "config.json")).split()
     assert (program, arguments[0]) == ("care-sweep", "train")
     again = _train(tmp_path, *arguments[1:], "--output", str(tmp_path / "again"))
+    lines = (tmp_path / "again" / "measurements.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert json.loads(lines[-1])["metrics"] == again["metrics"]
     assert again["metrics"] == first["metrics"]
     assert Path(again["checkpoint"]).read_bytes() == Path(first["checkpoint"]).read_bytes()
 

@@ -53,6 +53,7 @@ __all__ = [
     "measure_retrieval",
     "measure_structure",
     "probe_accuracy",
+    "probe_metrics",
     "relative_equivariance",
     "wahba_error",
 ]
@@ -111,11 +112,9 @@ def evaluate_encoder(
     work where the caller has them of this very model.
     """
     features = extract_features(model, data, device) if features is None else features
-    if probe is None:
-        probe = fit_probe(features, data, config)
     return {
         **knn_metrics(features, config),
-        **_probe_metrics(probe, features, data, config),
+        **probe_metrics(features, data, config, probe),
         **measure_structure(model, data, device).metrics(),
         **measure_retrieval(model, data, device).metrics(),
         **embedding_metrics(model, features),
@@ -165,12 +164,13 @@ def fit_probe(
     )
 
 
-def _probe_metrics(
-    probe: nn.Linear, features: Features, data: Dataset, config: TrialConfig
+def probe_metrics(
+    features: Features, data: Dataset, config: TrialConfig, probe: nn.Linear | None = None
 ) -> dict[str, float]:
-    """The accuracy of the probe that is kept, and mean and spread over it and the next seeds' probes."""
+    """The accuracy of the probe of `config.seed`, and mean and spread over it and the next seeds' probes."""
     seeds = range(config.seed + 1, config.seed + _NUM_PROBE_SEEDS)
-    probes = [probe, *(fit_probe(features, data, config, seed=seed) for seed in seeds)]
+    first = fit_probe(features, data, config) if probe is None else probe
+    probes = [first, *(fit_probe(features, data, config, seed=seed) for seed in seeds)]
     accuracies = [probe_accuracy(one, features.validation, features.validation_labels) for one in probes]
     return {
         "validation_probe_accuracy": accuracies[0],
@@ -230,10 +230,11 @@ def measure_structure(
     pairs = []
     for _ in range(num_augmentations):
         parameters = draw_shared_views(len(images), 1, data.image_size, 1.0, source)
-        views = [
-            apply_views(chunk.to(device), parameters[: len(chunk)]) for chunk in torch.split(images, _CHUNK)
+        after = [
+            embed(model, apply_views(chunk.to(device), parameters[: len(chunk)]), data, device)
+            for chunk in torch.split(images, _CHUNK)
         ]
-        pairs.append((before, embed(model, torch.cat(views), data, device)))
+        pairs.append((before, torch.cat(after)))
     return Structure(
         cosines=torch.stack([angle_cosines(*pair) for pair in pairs]).cpu(),
         relative_equivariance=tuple(relative_equivariance(*pair) for pair in pairs),
@@ -285,18 +286,16 @@ def measure_retrieval(
     bank_DN = embed(model, bank, data, device).T
     hue_N = torch.cat([mean_colour_hue(chunk) for chunk in torch.split(bank, _CHUNK)])
 
-    def retrieve(images: Tensor) -> Tensor:
-        chunks = torch.split(embed(model, images, data, device), _CHUNK)
-        return torch.cat([(z @ bank_DN).topk(min(num_neighbors, len(bank))).indices for z in chunks]).cpu()
+    def retrieve(shift: float) -> Tensor:
+        found = []
+        for chunk in torch.split(queries, _CHUNK):
+            views = apply_views(chunk.to(device), hue_change(len(chunk), shift, data.image_size))
+            similarity_QN = embed(model, views, data, device) @ bank_DN
+            found.append(similarity_QN.topk(min(num_neighbors, len(bank))).indices)
+        return torch.cat(found).cpu()
 
-    def recoloured(shift: float) -> Tensor:
-        chunks = torch.split(queries, _CHUNK)
-        return torch.cat(
-            [apply_views(chunk, hue_change(len(chunk), shift, data.image_size)) for chunk in chunks]
-        )
-
-    before = retrieve(queries)
-    after = [retrieve(recoloured(shift)) for shift in shifts]
+    before = retrieve(0.0)
+    after = [retrieve(shift) for shift in shifts]
     hue_before, *hues_after = (hue_N[found_QK].mean(1) for found_QK in (before, *after))
     return Retrieval(
         shifts=tuple(shifts),

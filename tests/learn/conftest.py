@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from care_sweep.learn.checkpoint import save
 from care_sweep.learn.data import Dataset, Split, load_dataset
+from care_sweep.learn.encoder import build_model
 from care_sweep.spec import TrialConfig
 
 
@@ -56,3 +59,15 @@ def config() -> TrialConfig:
         knn_neighbors=5,
         probe_epochs=2,
     )
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained resnet_tiny whose probe says something."""
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.tar"
+    config = TrialConfig(encoder="resnet_tiny", batch_size=32, num_splits=4, knn_neighbors=5, probe_epochs=1)
+    model = build_model("resnet_tiny", 0)
+    probe = nn.Linear(model.num_features, 10)
+    nn.init.normal_(probe.weight, generator=torch.Generator().manual_seed(1))
+    save(path, model=model, probe=probe, config=config, metrics={"train_loss": 1.25}, data=tiny)
+    return path

@@ -49,7 +49,7 @@ def test_help_is_light() -> None:
 
 def test_usage(run: Run) -> None:
     commands = ["demo", "serve", "submit", "list", "show", "watch", "best", "download"]
-    commands += ["cancel", "logs", "train", "spaces"]
+    commands += ["cancel", "logs", "train", "spaces", "report", "views", "embed", "export-weights"]
     shown = run("--help").stdout
     for command in commands:
         assert command in shown

@@ -1,0 +1,76 @@
+"""`care_sweep.load` from a file and from a URL: redirects, damage, refusals."""
+
+import base64
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+import care_sweep
+from care_sweep.errors import CheckpointError, ServiceError
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint_file: Path) -> Iterator[str]:
+    """A web server that knows nothing of care-sweep; its URL."""
+    content = checkpoint_file.read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/best.tar?token=a%20b")
+                self.end_headers()
+                return
+            bodies = {
+                "/best.tar?token=a%20b": content,
+                "/digest": content,
+                "/damaged": content[:5000] + b"x" + content[5001:],
+                "/page": b"<html>sign in</html>",
+            }
+            body = bodies.get(self.path)
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Length", str(len(body or b"")))
+            if self.path == "/digest":
+                wrong = hashlib.sha256(b"other").digest()
+                self.send_header("Repr-Digest", f"sha-256=:{base64.b64encode(wrong).decode()}:")
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("path", ["/best.tar?token=a%20b", "/moved"])
+def test_a_url_gives_what_the_file_gives(server: str, path: str, checkpoint_file: Path) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(care_sweep.load(server + path)(images), care_sweep.load(checkpoint_file)(images))
+    assert torch.equal(care_sweep.load(server + path)(images), care_sweep.load(str(checkpoint_file))(images))
+
+
+def test_damage_is_seen_and_the_url_is_named(server: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{server}/damaged: .*download"):
+        care_sweep.load(f"{server}/damaged")
+    with pytest.raises(CheckpointError, match=f"{server}/page: no tar"):
+        care_sweep.load(f"{server}/page")
+    with pytest.raises(CheckpointError, match="damaged on its way"):
+        care_sweep.load(f"{server}/digest")
+
+
+def test_refusals(server: str, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="404"):
+        care_sweep.load(f"{server}/nothing")
+    with pytest.raises(ServiceError, match="not the URL"):
+        care_sweep.load("http://")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        care_sweep.load(tmp_path / "nothing.tar")
