@@ -42,7 +42,7 @@ _MEANING = {
     "relative_equivariance": "gamma_f; lower: augmentations act more like orthogonal maps",
     "wahba_error": "W_f, what the best rotation leaves, over all images",
     "wahba_error_rms": "W_f / sqrt(n), 0 to 2",
-    "angle_variance": "of the cosine of f(x) and f(a x), over images and augmentations; lower with CARE",
+    "angle_variance": "of the cosine of f(x) and f(a x), over all; the paper finds CARE lower",
     "angle_variance_over_images": "the mean of each augmentation's own variance over the images",
     "alignment": "mean squared distance of f(x) and f(a x); 0 is invariance",
     "neighbor_change": "share of the 5 nearest that change when the query's hue does",
@@ -140,7 +140,7 @@ frames are of its class, red ones are not.</p>
 {change:.0%} of the 5 nearest change{following}.</p>
 {recoloured}
 <h2>Model card</h2>
-<details><summary>as it lies in the checkpoint, README.md</summary><pre>{card}</pre></details>
+<details><summary>settings, metrics and classes that the checkpoint holds</summary><pre>{card}</pre></details>
 </body></html>
 """
 
