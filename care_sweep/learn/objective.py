@@ -1,18 +1,35 @@
-"""What does CARE minimise? InfoNCE, and equivariance to rotations of the embedding.
+"""What does CARE minimise? A contrastive loss of two views, and equivariance to rotations of the embedding.
 
-Shape suffixes: B images, D dimensions, S splits, C = B / S images of a split, V = 2B views.
+Shape suffixes: B images, D dimensions, S splits, C = B / S images of a split, V = 2B views, K keys of a
+queue.
 
-    L_CARE = L_InfoNCE + equivariance_weight * L_equi
+    L_CARE = L_contrast + equivariance_weight * L_equi
+
+L_contrast is InfoNCE (SimCLR's, or MoCo's against a queue), one of its two terms, or Barlow Twins' loss.
+Every loss is a scalar and is computed in float32 or more, under autocast too.
 
 Source: Gupta et al., "Structuring Representation Geometry with Rotationally Equivariant Contrastive
 Learning", ICLR 2024, arXiv 2306.13924, Sections 3 and 5.2, Algorithm 1.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-__all__ = ["info_nce", "orthogonal_equivariance"]
+__all__ = [
+    "alignment",
+    "barlow_twins",
+    "info_nce",
+    "orthogonal_equivariance",
+    "queue_info_nce",
+    "uniformity",
+]
+
+_BATCH_NORM_EPSILON = 1e-5  # torch's default, which Barlow Twins' published code has
+
+# --- two views of each image --------------------------------------------------------------------------------
 
 
 def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -24,21 +41,113 @@ def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         -mean log( exp(z.z+/tau) / (exp(z.z+/tau) + sum_negatives exp(z.z-/tau)) )
 
     Args:
-        z1, z2: (B, D), unit rows; row i of both comes from image i. Half precision is computed in float32.
+        z1, z2: (B, D), unit rows; row i of both comes from image i.
         temperature: tau, above 0.
 
     Raises:
         ValueError: the shapes differ, are not (B, D) with B >= 2, or the temperature is not above 0.
     """
     _check_pair(z1, z2)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, it is {temperature}")
+    _check_temperature(temperature)
     z_VD = _at_least_single(torch.cat([z1, z2]))
-    num_images = len(z1)
-    itself_VV = torch.eye(2 * num_images, dtype=torch.bool, device=z_VD.device)
-    logits_VV = (z_VD @ z_VD.T / temperature).masked_fill(itself_VV, float("-inf"))
-    positive_V = torch.arange(2 * num_images, device=z_VD.device).roll(num_images)
-    return cross_entropy(logits_VV, positive_V)
+    itself_VV = _itself(len(z_VD), z_VD.device)
+    logits_VV = (_product(z_VD, z_VD.T) / temperature).masked_fill(itself_VV, float("-inf"))
+    return cross_entropy(logits_VV, _positive(len(z1), z_VD.device))
+
+
+def alignment(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """The term of InfoNCE that pulls the two views of an image together, a scalar: L_inv (Section 5.2).
+
+        -mean log exp(z.z+/tau)
+
+    Alone it is least where all views are one point.
+
+    Args, Raises: as `info_nce`.
+    """
+    _check_pair(z1, z2)
+    _check_temperature(temperature)
+    return -(_at_least_single(z1) * _at_least_single(z2)).sum(1).mean() / temperature
+
+
+def uniformity(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """The term of InfoNCE that drives the views of different images apart, a scalar: L_unif (Section 5.2).
+
+        mean log sum_negatives exp(z.z-/tau)
+
+    The negatives of a view are the 2B - 2 views of other images. `info_nce` is `alignment` plus this only
+    where there are many negatives, for the positive stands in its denominator too.
+
+    Args, Raises: as `info_nce`.
+    """
+    _check_pair(z1, z2)
+    _check_temperature(temperature)
+    z_VD = _at_least_single(torch.cat([z1, z2]))
+    own_image_VV = _own_image(len(z1), z_VD.device)
+    return (_product(z_VD, z_VD.T) / temperature).masked_fill(own_image_VV, float("-inf")).logsumexp(1).mean()
+
+
+def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """The InfoNCE loss of MoCo, a scalar: each query finds its key among the keys of other images.
+
+        -mean log( exp(q.k+/tau) / (exp(q.k+/tau) + sum_queue exp(q.k-/tau)) )
+
+    Source: He et al., "Momentum Contrast", CVPR 2020, arXiv 1911.05722, Equation 1 and Algorithm 1.
+
+    Args:
+        queries, keys: (B, D), unit rows; row i of both comes from image i. Keys carry no gradient in MoCo.
+        queue: (K, D), unit rows: the negatives of every query.
+        temperature: tau, above 0.
+
+    Raises:
+        ValueError: queries and keys as in `info_nce`; the queue is not (K, D) with K >= 1.
+    """
+    _check_pair(queries, keys)
+    _check_temperature(temperature)
+    if queue.ndim != 2 or len(queue) < 1 or queue.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"the queue must be (K, {queries.shape[1]}) with 1 key or more, it is {tuple(queue.shape)}"
+        )
+    q_BD, k_BD, queue_KD = (_at_least_single(z) for z in (queries, keys, queue))
+    positive_B1 = (q_BD * k_BD).sum(1, keepdim=True)
+    logits_BN = torch.cat([positive_B1, _product(q_BD, queue_KD.T)], 1) / temperature
+    return (logits_BN.logsumexp(1) - logits_BN[:, 0]).mean()
+
+
+def barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float) -> Tensor:
+    """The loss of Barlow Twins, a scalar: the two views' cross-correlation should be the identity.
+
+        sum_i (1 - C_ii)^2 + redundancy_weight * sum_i sum_{j != i} C_ij^2
+
+    C_ij = mean_b n1_bi n2_bj, where n is y with mean 0 and variance 1 in each dimension over the batch. As in
+    the published code that is batch normalisation without affine parameters: the variance is the biased one
+    and has 1e-5 added. The rows are NOT of unit length; a sum, not a mean, over dimensions.
+
+    Source: Zbontar et al., "Barlow Twins", ICML 2021, arXiv 2103.03230, Equations 1 and 2; facebookresearch/
+    barlowtwins, whose redundancy_weight is 0.0051.
+
+    Args:
+        y1, y2: (B, D), projector outputs; row i of both comes from image i.
+        redundancy_weight: the weight of what is off the diagonal, 0 or more.
+
+    Raises:
+        ValueError: the shapes differ, are not (B, D) with B >= 2, or the weight is below 0.
+    """
+    _check_pair(y1, y2)
+    if not redundancy_weight >= 0:
+        raise ValueError(f"redundancy_weight must be 0 or more, it is {redundancy_weight}")
+    correlation_DD = _product(_standardised(y1).T, _standardised(y2)) / len(y1)
+    itself_DD = _itself(len(correlation_DD), y1.device)
+    agreement = (1 - correlation_DD.diagonal()).square().sum()
+    return agreement + redundancy_weight * correlation_DD.masked_fill(itself_DD, 0).square().sum()
+
+
+def _standardised(y_BD: Tensor) -> Tensor:
+    centred_BD = _at_least_single(y_BD)
+    centred_BD = centred_BD - centred_BD.mean(0)
+    return centred_BD * (centred_BD.square().mean(0) + _BATCH_NORM_EPSILON).rsqrt()
+
+
+# --- one augmentation for all images of a split -------------------------------------------------------------
 
 
 def orthogonal_equivariance(z1: Tensor, z2: Tensor, num_splits: int) -> Tensor:
@@ -53,7 +162,7 @@ def orthogonal_equivariance(z1: Tensor, z2: Tensor, num_splits: int) -> Tensor:
     2 * mean_i sum_{j != i} of it, which grows with C: ours times 2 * (C - 1) is the published value.
 
     Args:
-        z1, z2: (B, D), unit rows; split s holds rows s*C to (s+1)*C. Half precision is computed in float32.
+        z1, z2: (B, D), unit rows; split s holds rows s*C to (s+1)*C.
         num_splits: S, a divisor of B that leaves at least 2 images a split.
 
     Raises:
@@ -67,11 +176,44 @@ def orthogonal_equivariance(z1: Tensor, z2: Tensor, num_splits: int) -> Tensor:
             "use a divisor of the batch size, at most half of it"
         )
     z_2SCD = _at_least_single(torch.stack([z1, z2])).view(2, num_splits, -1, num_dimensions)
-    gram_2SCC = z_2SCD @ z_2SCD.mT
+    gram_2SCC = _product(z_2SCD, z_2SCD.mT)
     difference_SCC = gram_2SCC[0] - gram_2SCC[1]
     size = difference_SCC.shape[-1]
-    itself_CC = torch.eye(size, dtype=torch.bool, device=z1.device)
+    itself_CC = _itself(size, z1.device)
     return difference_SCC.masked_fill(itself_CC, 0).square().sum() / (num_splits * size * (size - 1))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, which autocast would take in half precision."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+# --- masks, made once ---------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def _itself(size: int, device: torch.device) -> Tensor:
+    """(size, size), true on the diagonal."""
+    with torch.inference_mode(False):  # a tensor born in inference mode could never serve training
+        return torch.eye(size, dtype=torch.bool, device=device)
+
+
+@lru_cache(maxsize=2)
+def _own_image(num_images: int, device: torch.device) -> Tensor:
+    """(V, V), true where both views are of one image."""
+    with torch.inference_mode(False):
+        return torch.eye(num_images, dtype=torch.bool, device=device).repeat(2, 2)
+
+
+@lru_cache(maxsize=2)
+def _positive(num_images: int, device: torch.device) -> Tensor:
+    """(V), the row of each view's positive."""
+    with torch.inference_mode(False):
+        return torch.arange(2 * num_images, device=device).roll(num_images)
+
+
+# --- checks -------------------------------------------------------------------------------------------------
 
 
 def _check_pair(z1: Tensor, z2: Tensor) -> None:
@@ -82,6 +224,11 @@ def _check_pair(z1: Tensor, z2: Tensor) -> None:
         )
     if not z1.is_floating_point() or not z2.is_floating_point():
         raise ValueError(f"embeddings must be floating point, they are {z1.dtype} and {z2.dtype}")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, it is {temperature}")
 
 
 def _at_least_single(z: Tensor) -> Tensor:

@@ -1,13 +1,25 @@
 """The losses against loops written from the paper, and what must leave them unchanged."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from care_sweep.learn.objective import info_nce, orthogonal_equivariance
+from care_sweep.learn import objective
+from care_sweep.learn.objective import (
+    alignment,
+    barlow_twins,
+    info_nce,
+    orthogonal_equivariance,
+    queue_info_nce,
+    uniformity,
+)
+
+BOTH = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+TEMPERATURES = pytest.mark.parametrize("temperature", [0.05, 0.5, 2.0])
 
 
 def unit_rows(num_rows: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -32,6 +44,45 @@ def slow_info_nce(z1: Tensor, z2: Tensor, temperature: float) -> float:
                 negatives += math.exp(float(view @ other) / temperature)
         total -= math.log(positive / (positive + negatives))
     return total / len(views)
+
+
+def slow_alignment(z1: Tensor, z2: Tensor, temperature: float) -> float:
+    pairs = list(zip(z1.double(), z2.double(), strict=True))
+    return -sum(math.log(math.exp(float(a @ b) / temperature)) for a, b in pairs) / len(pairs)
+
+
+def slow_uniformity(z1: Tensor, z2: Tensor, temperature: float) -> float:
+    views, num_images, total = [*z1.double(), *z2.double()], len(z1), 0.0
+    for i, view in enumerate(views):
+        others = [other for j, other in enumerate(views) if j % num_images != i % num_images]
+        total += math.log(sum(math.exp(float(view @ other) / temperature) for other in others))
+    return total / len(views)
+
+
+def slow_queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> float:
+    total = 0.0
+    for query, key in zip(queries.double(), keys.double(), strict=True):
+        positive = math.exp(float(query @ key) / temperature)
+        negatives = sum(math.exp(float(query @ other) / temperature) for other in queue.double())
+        total -= math.log(positive / (positive + negatives))
+    return total / len(queries)
+
+
+def slow_barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float) -> float:
+    def normalised(y: list[list[float]]) -> list[list[float]]:
+        columns = []
+        for column in zip(*y, strict=True):
+            mean = sum(column) / len(column)
+            variance = sum((value - mean) ** 2 for value in column) / len(column)
+            columns.append([(value - mean) / math.sqrt(variance + 1e-5) for value in column])
+        return columns
+
+    first, second, total = normalised(y1.double().tolist()), normalised(y2.double().tolist()), 0.0
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            correlation = sum(p * q for p, q in zip(a, b, strict=True)) / len(y1)
+            total += (1 - correlation) ** 2 if i == j else redundancy_weight * correlation**2
+    return total
 
 
 def slow_equivariance(z1: Tensor, z2: Tensor, num_splits: int) -> float:
@@ -100,24 +151,153 @@ def test_a_rotation_of_all_views_leaves_info_nce_unchanged() -> None:
     )
 
 
+@BOTH
+@TEMPERATURES
+def test_the_terms_of_info_nce_are_the_loops(
+    dtype: torch.dtype, tolerance: float, temperature: float
+) -> None:
+    z1, z2 = unit_rows(8, 0, dtype), unit_rows(8, 1, dtype)
+    aligned, uniform = alignment(z1, z2, temperature), uniformity(z1, z2, temperature)
+    assert aligned.dtype == uniform.dtype == dtype
+    assert aligned.shape == uniform.shape == ()
+    exact = slow_alignment(z1, z2, temperature), slow_uniformity(z1, z2, temperature)
+    assert (float(aligned), float(uniform)) == pytest.approx(exact, abs=tolerance, rel=tolerance)
+
+
+def test_info_nce_is_the_sum_of_its_terms_where_there_are_many_negatives() -> None:
+    def gap(num_images: int) -> float:
+        z1, z2 = unit_rows(num_images, 0), unit_rows(num_images, 1)
+        return float(info_nce(z1, z2, 0.5) - alignment(z1, z2, 0.5) - uniformity(z1, z2, 0.5))
+
+    assert 0 < gap(512) < 0.1 * gap(32)
+
+
+def test_the_terms_pull_together_and_drive_apart() -> None:
+    z1, apart = unit_rows(6, 0), unit_rows(6, 1)
+    together = z1[:1].expand(6, -1)
+    assert float(alignment(together, together, 0.5)) == pytest.approx(-2)
+    assert float(alignment(z1, z1, 0.5)) == pytest.approx(-2), "where the images lie does not matter"
+    assert uniformity(z1, apart, 0.5) < uniformity(together, together, 0.5)
+    assert float(uniformity(together, together, 0.5)) == pytest.approx(2 + math.log(10))
+
+
+@BOTH
+@TEMPERATURES
+@pytest.mark.parametrize("num_keys", [1, 20])
+def test_queue_info_nce_is_the_loop(
+    dtype: torch.dtype, tolerance: float, temperature: float, num_keys: int
+) -> None:
+    queries, keys, queue = unit_rows(6, 0, dtype), unit_rows(6, 1, dtype), unit_rows(num_keys, 2, dtype)
+    loss = queue_info_nce(queries, keys, queue, temperature)
+    assert loss.dtype == dtype
+    assert loss.shape == ()
+    exact = slow_queue_info_nce(queries, keys, queue, temperature)
+    assert float(loss) == pytest.approx(exact, abs=tolerance, rel=tolerance)
+
+
+@BOTH
+@pytest.mark.parametrize("weight", [0.0, 0.0051, 1.0])
+def test_barlow_twins_is_the_loop(dtype: torch.dtype, tolerance: float, weight: float) -> None:
+    y1, y2 = 3 * unit_rows(9, 0, dtype) + 1, 0.2 * unit_rows(9, 1, dtype) - 2
+    loss = barlow_twins(y1, y2, weight)
+    assert loss.dtype == dtype
+    assert loss.shape == ()
+    exact = slow_barlow_twins(y1, y2, weight)
+    assert float(loss) == pytest.approx(exact, abs=tolerance, rel=tolerance)
+
+
+def test_barlow_twins_is_blind_to_shift_and_scale_and_least_for_whitened_twins() -> None:
+    y1, y2 = unit_rows(30, 0), unit_rows(30, 1)
+    moved = barlow_twins(100 * y1 + 7, 1000 * y2 - 3, 0.0051)
+    assert float(moved) == pytest.approx(float(barlow_twins(1e3 * y1, 1e3 * y2, 0.0051)), rel=1e-6)
+    white = 1e3 * torch.linalg.qr(y1 - y1.mean(0)).Q
+    assert float(barlow_twins(white, white, 1.0)) < 1e-8
+    constant = torch.ones_like(y1)
+    assert float(barlow_twins(constant, constant, 1.0)) == 7.0, "collapsed, and not NaN"
+
+
 def test_gradients() -> None:
     z1, z2 = unit_rows(4, 0).requires_grad_(), unit_rows(4, 1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: info_nce(a, b, 0.5), (z1, z2))
-    assert torch.autograd.gradcheck(lambda a, b: orthogonal_equivariance(a, b, 2), (z1, z2))
+    queue = unit_rows(5, 2)
+    losses: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda a, b: info_nce(a, b, 0.5),
+        lambda a, b: alignment(a, b, 0.5),
+        lambda a, b: uniformity(a, b, 0.5),
+        lambda a, b: queue_info_nce(a, b, queue, 0.5),
+        lambda a, b: barlow_twins(a, b, 0.1),
+        lambda a, b: orthogonal_equivariance(a, b, 2),
+    ]
+    for loss in losses:
+        assert torch.autograd.gradcheck(loss, (z1, z2))
+
+
+def all_losses(z1: Tensor, z2: Tensor) -> list[Tensor]:
+    return [
+        info_nce(z1, z2, 0.5),
+        alignment(z1, z2, 0.5),
+        uniformity(z1, z2, 0.5),
+        queue_info_nce(z1, z2, unit_rows(5, 2).to(z1.dtype), 0.5),
+        barlow_twins(z1, z2, 0.1),
+        orthogonal_equivariance(z1, z2, 2),
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
     z1, z2 = unit_rows(8, 0, dtype), unit_rows(8, 1, dtype)
-    assert info_nce(z1, z2, 0.5).dtype == torch.float32
-    assert float(info_nce(z1, z2, 0.5)) == pytest.approx(slow_info_nce(z1, z2, 0.5), abs=1e-5)
-    assert float(orthogonal_equivariance(z1, z2, 2)) == pytest.approx(slow_equivariance(z1, z2, 2), abs=1e-5)
+    queue = unit_rows(5, 2).to(dtype)
+    exact = [
+        slow_info_nce(z1, z2, 0.5),
+        slow_alignment(z1, z2, 0.5),
+        slow_uniformity(z1, z2, 0.5),
+        slow_queue_info_nce(z1, z2, queue, 0.5),
+        slow_barlow_twins(z1, z2, 0.1),
+        slow_equivariance(z1, z2, 2),
+    ]
+    losses = all_losses(z1, z2)
+    assert all(loss.dtype == torch.float32 for loss in losses)
+    assert [float(loss) for loss in losses] == pytest.approx(exact, abs=1e-5, rel=1e-5)
+
+
+def test_autocast_does_not_reach_the_losses() -> None:
+    z1, z2 = unit_rows(8, 0, torch.float32), unit_rows(8, 1, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (z1 @ z2.T).dtype == torch.bfloat16
+        inside = all_losses(z1, z2)
+    assert all(torch.equal(a, b) for a, b in zip(inside, all_losses(z1, z2), strict=True))
+
+
+def test_masks_are_made_once_and_serve_training_after_inference() -> None:
+    for mask in (objective._itself, objective._own_image, objective._positive):
+        mask.cache_clear()
+    z1, z2 = unit_rows(8, 0).requires_grad_(), unit_rows(8, 1)
+    with torch.inference_mode():
+        all_losses(z1, z2)
+    misses = objective._own_image.cache_info().misses
+    sum(all_losses(z1, z2)).backward()  # type: ignore[union-attr]
+    assert objective._own_image.cache_info().misses == misses == 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_positive(temperature: float) -> None:
+    z1, z2 = unit_rows(4, 0), unit_rows(4, 1)
+    for loss in (info_nce, alignment, uniformity):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            loss(z1, z2, temperature)
     with pytest.raises(ValueError, match="temperature must be above 0"):
-        info_nce(unit_rows(4, 0), unit_rows(4, 1), temperature)
+        queue_info_nce(z1, z2, z1, temperature)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan")])
+def test_the_redundancy_weight_must_not_be_negative(weight: float) -> None:
+    with pytest.raises(ValueError, match="redundancy_weight must be 0 or more"):
+        barlow_twins(unit_rows(4, 0), unit_rows(4, 1), weight)
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (5, 6), (7,)])
+def test_a_queue_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"the queue must be \(K, 7\)"):
+        queue_info_nce(unit_rows(4, 0), unit_rows(4, 1), torch.ones(shape, dtype=torch.float64), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +309,11 @@ def test_temperature_must_be_positive(temperature: float) -> None:
     ],
 )
 def test_wrong_shapes_are_refused(pair: tuple[Tensor, Tensor]) -> None:
+    for loss in (info_nce, alignment, uniformity, barlow_twins):
+        with pytest.raises(ValueError, match=r"one shape \(B, D\)"):
+            loss(*pair, 0.5)
     with pytest.raises(ValueError, match=r"one shape \(B, D\)"):
-        info_nce(*pair, 0.5)
+        queue_info_nce(*pair, torch.ones(4, 3), 0.5)
     with pytest.raises(ValueError, match=r"one shape \(B, D\)"):
         orthogonal_equivariance(*pair, 1)
 
