@@ -5,6 +5,7 @@ CareSweepError
 ├── DatasetError           images that are missing, unreadable or unfit for training
 ├── CheckpointError        a checkpoint that is missing, damaged or of another format
 ├── TrialDiverged          a training loss that is no longer finite
+├── TrialCollapsed         embeddings that are all at one point
 ├── NotFound               no such sweep, trial, space or checkpoint
 ├── Conflict               the request does not fit the present state
 ├── IdempotencyKeyReused   an Idempotency-Key that came with another body before
@@ -13,7 +14,7 @@ CareSweepError
 └── ServiceError           the client's view of a refusal or of a service out of reach
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "NotFound",
     "Problem",
     "ServiceError",
+    "TrialCollapsed",
     "TrialDiverged",
 ]
 
@@ -75,6 +77,19 @@ class CheckpointError(CareSweepError, ValueError):
 
 class TrialDiverged(CareSweepError, ArithmeticError):  # noqa: N818
     """The loss is no longer finite; raised before the optimiser moves."""
+
+
+class TrialCollapsed(CareSweepError, ArithmeticError):  # noqa: N818
+    """The embeddings have gone to one point: the trial trains nothing.
+
+    `epoch`, `metrics` and `seconds` are what that epoch would have reported.
+    """
+
+    def __init__(
+        self, message: str, *, epoch: int = 0, metrics: Mapping[str, float] | None = None, seconds: float = 0
+    ) -> None:
+        self.epoch, self.metrics, self.seconds = epoch, dict(metrics or {}), seconds
+        super().__init__(message)
 
 
 class NotFound(CareSweepError, LookupError):  # noqa: N818
