@@ -6,7 +6,7 @@ Every document is a frozen pydantic model. Nothing here reads a clock, a file or
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -100,6 +100,25 @@ class TrialConfig(Document):
     equivariance_weight: float = Field(0.3, ge=0, le=1e6)
     temperature: float = Field(0.5, ge=1e-3, le=100)
     augmentation_strength: float = Field(1.0, ge=0, le=2)
+    base: Literal["simclr", "moco", "barlow_twins"] = Field(
+        "simclr", description="the contrastive method, with or without L_equi"
+    )
+    objective: Literal["infonce", "alignment", "uniformity", "none"] = Field(
+        "infonce", description="infonce is the whole loss of the base; others leave terms out (Section 5.2)"
+    )
+    augmentation_scope: Literal["split", "batch"] = Field(
+        "split", description="who shares an augmentation in L_equi; batch is the published code"
+    )
+    batch_norm: Literal["per_view", "joint"] = Field(
+        "per_view", description="statistics of each view group, as published, or of all views of a step"
+    )
+    queue_size: int = Field(4096, ge=2, le=2**20, description="keys that MoCo compares with")
+    key_encoder_momentum: float = Field(
+        0.99, ge=0, lt=1, description="share of its weights that MoCo's key encoder keeps each step"
+    )
+    redundancy_weight: float = Field(
+        0.0051, ge=0, le=1e3, description="Barlow Twins' weight of what is off the diagonal"
+    )
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0, le=100)
     weight_decay: float = Field(1e-6, ge=0, le=10)
@@ -112,35 +131,92 @@ class TrialConfig(Document):
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
-    def _numbers_fit(self) -> Self:
-        if self.batch_size % self.num_splits:
-            raise PydanticCustomError(
-                "indivisible",
-                "num_splits {splits} does not divide batch_size {batch}; {suggestion} would",
-                {
-                    "splits": self.num_splits,
-                    "batch": self.batch_size,
-                    "suggestion": _nearest_divisor(self.batch_size, self.num_splits),
-                    "key": "num_splits",
-                },
-            )
-        if self.warmup_epochs > self.epochs:
-            raise PydanticCustomError(
-                "long_warmup",
-                "a warm-up of {warmup} epochs does not fit into {epochs}",
-                {"warmup": self.warmup_epochs, "epochs": self.epochs, "key": "warmup_epochs"},
-            )
-        if self.batch_size // self.num_splits < 2:
-            raise PydanticCustomError(
-                "lonely_split",
-                "a split needs 2 images to have a pair: with batch_size {batch}, use at most {most} splits",
-                {"batch": self.batch_size, "most": self.batch_size // 2, "key": "num_splits"},
-            )
+    def _fields_fit(self) -> Self:
+        for _, problem in _FIELD_RULES:
+            found = problem({name: getattr(self, name) for name in type(self).model_fields})
+            if found is not None:
+                raise found
         return self
+
+
+def _splits_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    batch_size, num_splits = values["batch_size"], values["num_splits"]
+    if batch_size % num_splits:
+        return PydanticCustomError(
+            "indivisible",
+            "num_splits {splits} does not divide batch_size {batch}; {suggestion} would",
+            {
+                "splits": num_splits,
+                "batch": batch_size,
+                "suggestion": _nearest_divisor(batch_size, num_splits),
+                "key": "num_splits",
+            },
+        )
+    if batch_size // num_splits < 2:
+        return PydanticCustomError(
+            "lonely_split",
+            "a split needs 2 images to have a pair: with batch_size {batch}, use at most {most} splits",
+            {"batch": batch_size, "most": batch_size // 2, "key": "num_splits"},
+        )
+    return None
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
     return min((d for d in range(1, number // 2 + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+def _warmup_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["warmup_epochs"] <= values["epochs"]:
+        return None
+    return PydanticCustomError(
+        "long_warmup",
+        "a warm-up of {warmup} epochs does not fit into {epochs}",
+        {"warmup": values["warmup_epochs"], "epochs": values["epochs"], "key": "warmup_epochs"},
+    )
+
+
+def _queue_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["base"] != "moco" or values["queue_size"] >= values["batch_size"]:
+        return None
+    return PydanticCustomError(
+        "short_queue",
+        "MoCo's queue takes in batch_size {batch} keys a step, so queue_size {queue} is too small: "
+        "use {batch} or more",
+        {"batch": values["batch_size"], "queue": values["queue_size"], "key": "queue_size"},
+    )
+
+
+def _objective_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["objective"] == "infonce" or values["base"] == "simclr":
+        return None
+    return PydanticCustomError(
+        "terms_of_another_base",
+        "objective {objective} leaves out terms of SimCLR's InfoNCE: use it with base simclr, "
+        "or objective infonce, which is the whole loss of {base}",
+        {"objective": values["objective"], "base": values["base"], "key": "objective"},
+    )
+
+
+def _nothing_to_train(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["objective"] != "none" or values["equivariance_weight"] > 0:
+        return None
+    return PydanticCustomError(
+        "nothing_to_train",
+        "objective none with equivariance_weight 0 leaves nothing to train: "
+        "use a weight above 0, or another objective",
+        {"key": "objective"},
+    )
+
+
+_FieldRule = Callable[[Mapping[str, Any]], PydanticCustomError | None]
+_FIELD_RULES: tuple[tuple[tuple[str, ...], _FieldRule], ...] = (
+    (("num_splits", "batch_size"), _splits_misfit),
+    (("warmup_epochs", "epochs"), _warmup_misfit),
+    (("queue_size", "batch_size", "base"), _queue_misfit),
+    (("objective", "base"), _objective_misfit),
+    (("objective", "equivariance_weight"), _nothing_to_train),
+)
+"""What must hold among fields: those a rule reads, the one to blame first, and what is wrong with them."""
 
 
 _NEVER_SEARCHED = ("dataset", "resize", "epochs", "knn_neighbors", "probe_epochs", "seed")
@@ -279,6 +355,8 @@ class SearchSpace(Document):
         if not problems:
             problems = [*self._value_problems()]
         if not problems:
+            problems = [found for rule in _FIELD_RULES for found in self._rule_problems(*rule)]
+        if not problems:
             problems = [*self._baseline_problems()]
         if problems:
             raise PydanticCustomError("problems", "the search space is unsound", {"problems": problems})
@@ -355,26 +433,47 @@ class SearchSpace(Document):
                 continue
             for key, value in parameter.edge_values():
                 yield from _field_problems(name, value, pointer("parameters", name) + "/" + key)
-        yield from self._divisibility_problems()
 
-    def _divisibility_problems(self) -> Iterator[Problem]:
-        def candidates(name: str) -> list[Scalar]:
-            parameter = self.parameters.get(name)
-            if isinstance(parameter, CategoricalParameter):
-                return parameter.choices
-            return [self.fixed.get(name, TrialConfig.model_fields[name].default)]
+    def _rule_problems(self, names: Sequence[str], rule: _FieldRule) -> Iterator[Problem]:
+        """The first combination of values that breaks a rule among fields, blamed on a field of the document.
 
-        for batch_size, num_splits in itertools.product(candidates("batch_size"), candidates("num_splits")):
-            try:
-                TrialConfig.model_validate({"batch_size": batch_size, "num_splits": num_splits})
-            except ValidationError as error:
-                if any(problem["type"] in ("indivisible", "lonely_split") for problem in error.errors()):
-                    name = next(
-                        n for n in ("num_splits", "batch_size") if n in {**self.fixed, **self.parameters}
-                    )
-                    section = "parameters" if name in self.parameters else "fixed"
-                    yield Problem(pointer(section, name), error.errors()[0]["msg"])
-                    return
+        Of a range its ends are tried, which is enough for rules that are monotone in it.
+        """
+        defaults = {name: TrialConfig.model_fields[name].default for name in names}
+        candidates = [self._candidates(name, self.fixed.get(name, defaults[name])) for name in names]
+        for combination in itertools.product(*candidates):
+            values = dict(zip(names, combination, strict=True))
+            if any(not self._may_be(name, value, values) for name, value in values.items()):
+                continue
+            found = rule(defaults | {name: value for name, value in values.items() if value is not None})
+            if found is not None:
+                name = next(n for n in names if n in {**self.fixed, **self.parameters})
+                section = "parameters" if name in self.parameters else "fixed"
+                yield Problem(pointer(section, name), found.message())
+                return
+
+    def _candidates(self, name: str, otherwise: Scalar) -> list[Scalar | None]:
+        """Values a field can take; None where its parameter is inactive, and the default stands."""
+        if name not in self.parameters:
+            return [otherwise]
+        parameter = self.parameters[name]
+        values = [value for _, value in parameter.edge_values()]
+        return [*values, None] if parameter.when else [*values]
+
+    def _may_be(self, name: str, value: Scalar | None, values: Mapping[str, Scalar | None]) -> bool:
+        """Whether a parameter can be active (inactive, for None) beside these values of other fields.
+
+        A condition on a field that is not among them is taken to hold.
+        """
+        parameter = self.parameters.get(name)
+        if parameter is None or parameter.when is None:
+            return True
+        known = {parent: wanted for parent, wanted in parameter.when.items() if parent in values}
+        holds = all(
+            values[parent] in (wanted if isinstance(wanted, list) else [wanted])
+            for parent, wanted in known.items()
+        )
+        return holds == (value is not None)
 
     def _baseline_problems(self) -> Iterator[Problem]:
         for index, baseline in enumerate(self.baselines):

@@ -72,6 +72,14 @@ def test_the_design_document_is_accepted() -> None:
                     "choices": ["resnet18", "resnet50"],
                     "default": "resnet18",
                 },
+                "base": {"type": "categorical", "choices": ["simclr", "moco"], "default": "simclr"},
+                "queue_size": {
+                    "type": "int",
+                    "low": 1024,
+                    "high": 65536,
+                    "log": True,
+                    "when": {"base": "moco"},
+                },
                 "optimizer": {"type": "categorical", "choices": ["adam", "sgd"], "default": "adam"},
                 "warmup_epochs": {
                     "type": "int",
@@ -95,7 +103,13 @@ def test_the_design_document_is_accepted() -> None:
     spec = parse(SweepSpec, document)
     assert spec.epochs == 100
     kinds = [type(found) for found in spec.space.parameters.values()]
-    assert kinds == [*[FloatParameter] * 3, *[CategoricalParameter] * 2, IntParameter]
+    assert kinds == [
+        *[FloatParameter] * 3,
+        *[CategoricalParameter] * 2,
+        IntParameter,
+        CategoricalParameter,
+        IntParameter,
+    ]
     assert parse(SweepSpec, json.loads(spec.model_dump_json())) == spec
     assert parse(SweepSpec, json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
 
@@ -402,6 +416,63 @@ BAD_SWEEPS = {
         "/space/baselines/0/epochs",
         "unknown",
     ),
+    "a queue shorter than the batch": (
+        sweep(space=space(fixed={"base": "moco", "queue_size": 128})),
+        "/space/fixed/queue_size",
+        "queue_size 128 is too small: use 256 or more",
+    ),
+    "a range of queues that begins below a batch size": (
+        sweep(
+            space={
+                "parameters": {
+                    "base": {"type": "categorical", "choices": ["simclr", "moco"]},
+                    "batch_size": {"type": "categorical", "choices": [128, 2048]},
+                    "queue_size": {
+                        "type": "int",
+                        "low": 1024,
+                        "high": 65536,
+                        "log": True,
+                        "when": {"base": "moco"},
+                    },
+                }
+            }
+        ),
+        "/space/parameters/queue_size",
+        "MoCo's queue takes in batch_size 2048 keys a step",
+    ),
+    "a term of InfoNCE on another base": (
+        sweep(
+            space={
+                "parameters": {"base": {"type": "categorical", "choices": ["simclr", "barlow_twins"]}},
+                "fixed": {"objective": "uniformity"},
+            }
+        ),
+        "/space/fixed/objective",
+        "objective uniformity leaves out terms of SimCLR's InfoNCE: use it with base simclr",
+    ),
+    "nothing to train at the low end": (
+        sweep(
+            space={
+                "parameters": {"equivariance_weight": {"type": "float", "low": 0, "high": 1}},
+                "fixed": {"objective": "none"},
+            }
+        ),
+        "/space/fixed/objective",
+        "leaves nothing to train: use a weight above 0",
+    ),
+    "nothing to train in a baseline": (
+        sweep(
+            space={
+                "parameters": {
+                    "equivariance_weight": {"type": "float", "low": 0.1, "high": 1},
+                },
+                "fixed": {"objective": "none"},
+                "baselines": [{"equivariance_weight": 0.0}],
+            }
+        ),
+        "/space/baselines/0/objective",
+        "leaves nothing to train",
+    ),
     "baseline whose splits do not divide": (
         sweep(space=space(baselines=[{"temperature": 0.5, "num_splits": 3}])),
         "/space/baselines/0/num_splits",
@@ -459,6 +530,41 @@ def test_every_pair_of_batch_size_and_splits_is_judged() -> None:
     (problem,) = problems(SearchSpace, pair([96, 128], [3, 4]))
     assert problem.pointer == "/parameters/num_splits"
     assert "num_splits 3 does not divide batch_size 128" in problem.detail
+
+
+def test_fields_are_judged_together_only_where_both_are_active() -> None:
+    found = parse(
+        SearchSpace,
+        {
+            "parameters": {
+                "base": {"type": "categorical", "choices": ["simclr", "moco", "barlow_twins"]},
+                "objective": {
+                    "type": "categorical",
+                    "choices": ["infonce", "uniformity", "none"],
+                    "when": {"base": "simclr"},
+                },
+                "batch_size": {"type": "categorical", "choices": [128, 8192], "when": {"base": "simclr"}},
+                "queue_size": {"type": "int", "low": 256, "high": 512, "when": {"base": "moco"}},
+                "redundancy_weight": {
+                    "type": "float",
+                    "low": 0.001,
+                    "high": 0.1,
+                    "when": {"base": "barlow_twins"},
+                },
+            },
+        },
+    )
+    assert found.trial_config({"base": "moco", "queue_size": 300}).queue_size == 300
+    (problem,) = problems(
+        SearchSpace, json.loads(found.model_dump_json(exclude_none=True)) | {"fixed": {"num_splits": 3}}
+    )
+    assert problem.pointer == "/fixed/num_splits"
+
+
+def test_the_new_options_stay_at_what_documents_meant_before_them() -> None:
+    config = TrialConfig()
+    assert (config.base, config.objective) == ("simclr", "infonce")
+    assert (config.augmentation_scope, config.batch_norm) == ("split", "per_view")
 
 
 # --- baselines and conditions -------------------------------------------------------------------------------
@@ -538,6 +644,16 @@ def test_a_configuration_joins_fixed_values_and_seed() -> None:
         ({"equivariance_weight": math.inf}, "/equivariance_weight", "finite number"),
         ({"batch_size": 10, "num_splits": 4}, "/num_splits", "does not divide batch_size 10; 5 would"),
         ({"batch_size": 4, "num_splits": 4}, "/num_splits", "use at most 2 splits"),
+        ({"base": "byol"}, "/base", "'simclr', 'moco' or 'barlow_twins'"),
+        ({"base": "moco", "batch_size": 8192}, "/queue_size", "queue_size 4096 is too small: use 8192"),
+        ({"base": "moco", "key_encoder_momentum": 1.0}, "/key_encoder_momentum", "less than 1"),
+        ({"base": "moco", "objective": "alignment"}, "/objective", "the whole loss of moco"),
+        ({"base": "barlow_twins", "objective": "none"}, "/objective", "use it with base simclr"),
+        ({"redundancy_weight": -1}, "/redundancy_weight", "greater than or equal to 0"),
+        ({"objective": "none", "equivariance_weight": 0}, "/objective", "leaves nothing to train"),
+        ({"objective": "invariance"}, "/objective", "'infonce', 'alignment', 'uniformity' or 'none'"),
+        ({"augmentation_scope": "image"}, "/augmentation_scope", "'split' or 'batch'"),
+        ({"batch_norm": "none"}, "/batch_norm", "'per_view' or 'joint'"),
         ({"encoder": "vit"}, "/encoder", "'resnet_tiny', 'resnet18' or 'resnet50'"),
         ({"lr": 0.1}, "/lr", "unknown"),
         ({"dataset": ""}, "/dataset", "at least 1 character"),

@@ -111,12 +111,17 @@ class CareModel(nn.Module):
         Raises:
             ValueError: N is not a multiple of `num_view_groups`.
         """
+        return normalize(self.project(images, num_view_groups))
+
+    def project(self, images: Tensor, num_view_groups: int = 1) -> Tensor:
+        """As `forward`, before the rows are brought to unit length."""
         if len(images) % num_view_groups:
             raise ValueError(f"{len(images)} views are not {num_view_groups} groups of equal size")
         for module in self.modules():
             if isinstance(module, _ByViewGroup):
                 module.num_view_groups = num_view_groups
-        return normalize(self.projector(self.encoder(images)))
+        outputs: Tensor = self.projector(self.encoder(images))
+        return outputs
 
 
 def build_encoder(name: EncoderName) -> tuple[nn.Module, int]:

@@ -54,6 +54,7 @@ __all__ = [
     "measure_structure",
     "probe_accuracy",
     "probe_metrics",
+    "project",
     "relative_equivariance",
     "wahba_error",
 ]
@@ -83,6 +84,12 @@ def encode(model: CareModel, images: Tensor, data: Dataset, device: torch.device
     with _frozen(model):
         chunks = [normalise(chunk.to(device), data.mean, data.std) for chunk in torch.split(images, _CHUNK)]
         return torch.cat([model.encoder(chunk) for chunk in chunks])
+
+
+def project(model: CareModel, features: Tensor) -> Tensor:
+    """Unit embeddings (N, D) of features (N, F), with BatchNorm's running statistics."""
+    with _frozen(model):
+        return normalize(model.projector(features))
 
 
 def extract_features(model: CareModel, data: Dataset, device: torch.device) -> Features:
@@ -308,9 +315,7 @@ def measure_retrieval(
 
 def embed(model: CareModel, images: Tensor, data: Dataset, device: torch.device) -> Tensor:
     """Projected unit embeddings (N, D) of uint8 or [0, 1] images, in chunks, with BatchNorm frozen."""
-    features_NF = encode(model, images, data, device)
-    with _frozen(model):
-        return normalize(model.projector(features_NF))
+    return project(model, encode(model, images, data, device))
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def model_card(config: TrialConfig, metrics: Mapping[str, float], class_names: S
     measured = {name: metrics[name] for name in metrics if name not in (*losses, "num_validation_images")}
     return _CARD.format(
         encoder=config.encoder,
-        method="CARE" if config.equivariance_weight else "SimCLR (CARE with equivariance weight 0)",
+        method=_method(config),
         dataset=config.dataset,
         images="validation images" if num_images is None else f"{num_images:.0f} validation images",
         measured=_numbers(measured),
@@ -69,6 +69,17 @@ def model_card(config: TrialConfig, metrics: Mapping[str, float], class_names: S
 
 def _numbers(values: Mapping[str, float]) -> str:
     return _rows({name: f"{value:.6g}" for name, value in sorted(values.items())})
+
+
+def _method(config: TrialConfig) -> str:
+    base = {"simclr": "SimCLR", "moco": "MoCo-v2", "barlow_twins": "Barlow Twins"}[config.base]
+    if config.objective == "none":
+        return "L_equi alone (CARE without a contrastive part)"
+    if config.objective != "infonce":
+        return f"{config.objective} alone" + (" and L_equi" if config.equivariance_weight else "")
+    if config.equivariance_weight == 0:
+        return f"{base} (CARE with equivariance weight 0)"
+    return "CARE" if config.base == "simclr" else f"CARE on {base}"
 
 
 def _rows(values: Mapping[str, object]) -> str:

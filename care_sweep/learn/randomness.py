@@ -12,7 +12,15 @@ import torch
 __all__ = ["Stream", "generator", "stream_seed"]
 
 Stream = Literal[
-    "initialisation", "permutation", "views", "shared views", "probe", "measure", "validation cut", "test cut"
+    "initialisation",
+    "permutation",
+    "views",
+    "shared views",
+    "queue",
+    "probe",
+    "measure",
+    "validation cut",
+    "test cut",
 ]
 
 

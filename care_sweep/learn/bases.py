@@ -1,0 +1,157 @@
+"""Which contrastive method does a trial build on, and what must that method remember from step to step?
+
+Shape suffixes: B images of a batch, D dimensions, K keys in a queue.
+
+A base turns two views of the same images into the contrastive part of the loss. It says how many of the two
+views the trained model embeds; what it holds beside the model (MoCo's key encoder and queue) is its state.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from care_sweep.learn.encoder import EMBEDDING_DIMENSIONS, CareModel
+from care_sweep.learn.objective import alignment, barlow_twins, info_nce, queue_info_nce, uniformity
+from care_sweep.learn.randomness import generator
+from care_sweep.spec import TrialConfig
+
+__all__ = ["Base", "build_base"]
+
+ContrastName = Literal["info_nce", "alignment", "uniformity", "barlow_twins"]
+
+
+class Base(nn.Module):
+    """The contrastive part of a step.
+
+    Attributes:
+        contrast: what its loss is called in the metrics; None where there is no contrastive part.
+        num_embedded: view groups that the trained model embeds for it.
+        num_held: view groups that it embeds itself, without gradient. Both are 0 without a contrastive part.
+    """
+
+    contrast: ContrastName | None
+    num_embedded: int
+    num_held: int
+
+    def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            outputs: the projector's outputs (B, D), not yet of unit length, of the `num_embedded` groups.
+            held_views: the normalised images of the `num_held` groups.
+        """
+        raise NotImplementedError
+
+    def follow(self, model: CareModel) -> None:
+        """Hear that the optimiser has moved the model."""
+
+
+def build_base(config: TrialConfig, model: CareModel) -> Base:
+    """The base of a trial, with its state on the model's device."""
+    base: Base
+    if config.objective == "none":
+        base = NoContrast()
+    elif config.base == "moco":
+        base = MoCo(config, model)
+    elif config.base == "barlow_twins":
+        base = BarlowTwins(config)
+    else:
+        base = SimCLR(config)
+    return base.to(next(model.parameters()).device)
+
+
+class NoContrast(Base):
+    """L_equi alone: no view is drawn for a contrastive part."""
+
+    contrast, num_embedded, num_held = None, 0, 0
+
+    nothing: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("nothing", torch.zeros(()), persistent=False)
+
+    def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
+        return self.nothing
+
+
+class SimCLR(Base):
+    """InfoNCE between the two views of a batch, or one of its two terms (Section 5.2)."""
+
+    num_embedded, num_held = 2, 0
+
+    def __init__(self, config: TrialConfig) -> None:
+        super().__init__()
+        self._temperature = config.temperature
+        if config.objective == "alignment":
+            self.contrast, self._loss = "alignment", alignment
+        elif config.objective == "uniformity":
+            self.contrast, self._loss = "uniformity", uniformity
+        else:
+            self.contrast, self._loss = "info_nce", info_nce
+
+    def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
+        z1_BD, z2_BD = map(normalize, outputs)
+        return self._loss(z1_BD, z2_BD, self._temperature)
+
+
+class BarlowTwins(Base):
+    """The cross-correlation of the two views' outputs, which are not brought to unit length for it."""
+
+    contrast, num_embedded, num_held = "barlow_twins", 2, 0
+
+    def __init__(self, config: TrialConfig) -> None:
+        super().__init__()
+        self._redundancy_weight = config.redundancy_weight
+
+    def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
+        return barlow_twins(outputs[0], outputs[1], self._redundancy_weight)
+
+
+class MoCo(Base):
+    """MoCo-v2: queries of the first view, keys of the second by a slow copy of the model, a queue.
+
+    Order of a step as published (He et al., arXiv 1911.05722, Algorithm 1; v2: arXiv 2003.04297): the loss is
+    taken against the queue before this step's keys enter it, and the key encoder has followed the weights
+    that the query encoder has now. Its BatchNorm statistics are its own. We train on one device, so there is
+    no shuffling of images among devices before BatchNorm; the queue need not be a multiple of the batch.
+
+    The state: `key_model`, `queue` (K, D), and `oldest`, the row of the queue that is overwritten next.
+    """
+
+    contrast, num_embedded, num_held = "info_nce", 1, 1
+
+    queue: Tensor
+    oldest: Tensor
+
+    def __init__(self, config: TrialConfig, model: CareModel) -> None:
+        super().__init__()
+        self._temperature = config.temperature
+        self._average = get_ema_multi_avg_fn(config.key_encoder_momentum)  # type: ignore[no-untyped-call]
+        self.key_model = copy.deepcopy(model).requires_grad_(False).train()
+        random_KD = torch.randn(
+            config.queue_size, EMBEDDING_DIMENSIONS, generator=generator(config.seed, "queue")
+        )
+        self.register_buffer("queue", normalize(random_KD))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
+        self._keys_BD: Tensor | None = None
+
+    def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
+        with torch.no_grad():
+            self._keys_BD = normalize(self.key_model.project(held_views))
+        return queue_info_nce(normalize(outputs[0]), self._keys_BD, self.queue, self._temperature)
+
+    @torch.no_grad()
+    def follow(self, model: CareModel) -> None:
+        """Move the key encoder a little towards the model, and the step's keys into the queue."""
+        self._average(list(self.key_model.parameters()), list(model.parameters()), 0)
+        assert self._keys_BD is not None, "a step takes its loss before it moves the model"
+        rows_B = (self.oldest + torch.arange(len(self._keys_BD), device=self.queue.device)) % len(self.queue)
+        self.queue.index_copy_(0, rows_B, self._keys_BD.to(self.queue.dtype))
+        self.oldest.copy_((self.oldest + len(self._keys_BD)) % len(self.queue))
+        self._keys_BD = None
