@@ -29,6 +29,10 @@ _LONGEST_PAUSE_SECONDS = 60.0
 _WORKER_LOST = "worker lost"
 
 
+_COLLAPSED = "collapsed"
+"""A worker's reason that makes a trial INFEASIBLE: its point breaks a constraint, and nothing went wrong."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One attempt at one trial, as a worker is told of it. It goes on after `last_epoch`."""
@@ -47,6 +51,7 @@ class _OpenTrial:
     attempt: int
     last_epoch: int = 0
     num_losses: int = 0
+    last_value: float | None = None
 
 
 class Conductor:
@@ -131,19 +136,37 @@ class Conductor:
         state = self._verdict(number, trial, measurement.epoch, value)
         final = value if state is TrialState.COMPLETE else None
         self._lease.record(number, attempt, measurement, state=state, value=final)
-        trial.last_epoch = measurement.epoch
+        self._remember(number, measurement.epoch, value)
         self._get_on()
-        if not trial.is_baseline and value is not None:
-            self._study.report(number, measurement.epoch, value)
         if state is not None:
             self._close(number, state, final)
         return state is not None
 
-    def failed(self, number: int, attempt: int, *, reason: str, message: str) -> None:
-        """A trial's own failure, which would come again: FAILED."""
-        if self._is_current(number, attempt):
-            self._lease.finish_trial(number, TrialState.FAILED, reason=reason, message=message)
-            self._close(number, TrialState.FAILED, None)
+    def failed(
+        self,
+        number: int,
+        attempt: int,
+        *,
+        reason: str,
+        message: str,
+        measurement: Measurement | None = None,
+    ) -> None:
+        """A trial's own failure, which would come again: FAILED, or INFEASIBLE where it collapsed.
+
+        What was measured at that is stored first, so that the search learns of a point it must avoid.
+        """
+        if not self._is_current(number, attempt):
+            return
+        trial = self._open[number]
+        if measurement is not None and measurement.epoch > trial.last_epoch:
+            value = measurement.metrics.get(self.spec.metric)
+            self._lease.record(number, attempt, measurement)
+            if self._halving is not None and not trial.is_baseline and value is not None:
+                self._halving.refill(number, measurement.epoch, value)
+            self._remember(number, measurement.epoch, value)
+        state = TrialState.INFEASIBLE if reason == _COLLAPSED else TrialState.FAILED
+        self._lease.finish_trial(number, state, reason=reason, message=message)
+        self._close(number, state, trial.last_value)
 
     def lost(self, number: int, attempt: int, message: str) -> None:
         """The attempt ended without a word, and not by the trial's fault: again, up to MAX_LOSSES."""
@@ -206,6 +229,14 @@ class Conductor:
             return None
         return TrialState.PRUNED if self._halving.observe(number, epoch, value) else None
 
+    def _remember(self, number: int, epoch: int, value: float | None) -> None:
+        trial = self._open[number]
+        trial.last_epoch = epoch
+        if value is not None:
+            trial.last_value = value
+            if not trial.is_baseline:
+                self._study.report(number, epoch, value)
+
     def _close(self, number: int, state: TrialState, value: float | None) -> None:
         trial = self._open.pop(number)
         discard_training_states(self._trial_directory(number))
@@ -215,6 +246,8 @@ class Conductor:
             self._study.complete(number, value)
         elif state is TrialState.PRUNED:
             self._study.prune(number)
+        elif state is TrialState.INFEASIBLE:
+            self._study.infeasible(number, value)
         else:
             self._study.fail(number)
 
@@ -245,13 +278,20 @@ class Conductor:
 
     def _replay_trial(self, record: TrialRecord, curve: Mapping[int, float]) -> None:
         self._num_started = max(self._num_started, record.number + 1)
+        last_value = curve[max(curve)] if curve else None
         if not record.is_baseline:
-            self._study.restore(record.number, record.parameters, record.state, curve, record.value)
+            value = last_value if record.state is TrialState.INFEASIBLE else record.value
+            self._study.restore(record.number, record.parameters, record.state, curve, value)
             for epoch, value in sorted(curve.items()):
                 if self._halving is not None:
                     self._halving.refill(record.number, epoch, value)
         if not record.state.is_terminal:
-            trial = _OpenTrial(record.parameters, record.is_baseline, record.attempt, record.last_epoch)
-            self._open[record.number] = trial
+            self._open[record.number] = _OpenTrial(
+                record.parameters,
+                record.is_baseline,
+                record.attempt,
+                record.last_epoch,
+                last_value=last_value,
+            )
             self._again.append(record.number)
             _LOG.info("trial %d goes on after epoch %d", record.number, record.last_epoch)

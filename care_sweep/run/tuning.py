@@ -131,13 +131,17 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         number, attempt = trial.config["number"], trial.config["attempt"]
+        measurement = None
+        if "measurement" in result:
+            measurement = Measurement.model_validate_json(result["measurement"])
         if "failure" in result:
-            self._conductor.failed(number, attempt, **json.loads(result["failure"]))
+            failure = json.loads(result["failure"])
+            self._conductor.failed(number, attempt, measurement=measurement, **failure)
             return str(TrialScheduler.CONTINUE)  # the worker returns or raises by itself
         if "interruption" in result:
             self._conductor.interrupted(number, attempt, result["interruption"])
             return str(TrialScheduler.CONTINUE)
-        measurement = Measurement.model_validate_json(result["measurement"])
+        assert measurement is not None, f"trial {number} reported nothing known"
         ended = self._conductor.measured(number, attempt, measurement)
         is_last = measurement.epoch >= self._conductor.spec.epochs  # it returns by itself
         return str(TrialScheduler.STOP if ended and not is_last else TrialScheduler.CONTINUE)

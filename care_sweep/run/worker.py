@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from care_sweep.documents import parse
-from care_sweep.errors import CareSweepError, DatasetError, TrialDiverged
+from care_sweep.errors import CareSweepError, DatasetError, TrialCollapsed, TrialDiverged
 from care_sweep.layout import discard_training_states
 from care_sweep.spec import Measurement, TrialConfig
 
@@ -32,15 +32,18 @@ _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROF
 def run_attempt(order: Mapping[str, Any]) -> None:
     """Train as ordered and report each epoch to the driver; `order` is what `tuning` made of an `Assignment`.
 
-    A failure of the trial itself is reported with its reason, an unusable disk as an interruption. After
-    divergence, unfit images and a full disk the process is fit for the next trial; after any other exception
-    Ray replaces it.
+    A failure of the trial itself is reported with its reason, a collapse with what was measured too, an
+    unusable disk as an interruption. After divergence, collapse, unfit images and a full disk the process is
+    fit for the next trial; after any other exception Ray replaces it.
     """
     try:
         directory = Path(order["directory"]) / f"attempt-{order['attempt']}"
         directory.mkdir(parents=True, exist_ok=True)
         with _log_to(directory / "log.txt"):
             _train(order, directory)
+    except TrialCollapsed as error:
+        seen = Measurement(epoch=error.epoch, metrics=error.metrics, seconds=error.seconds)
+        _report_failure("collapsed", error, seen)
     except TrialDiverged as error:
         _report_failure("diverged", error)
     except DatasetError as error:
@@ -103,11 +106,14 @@ def _reporter(order: Mapping[str, Any]) -> Any:
     return report
 
 
-def _report_failure(reason: str, error: Exception) -> None:
+def _report_failure(reason: str, error: Exception, measurement: Measurement | None = None) -> None:
     named = "" if isinstance(error, CareSweepError) else f"{type(error).__name__}: "
     message = f"{named}{error}"[:4000].replace("\0", "\ufffd")  # PostgreSQL keeps no NUL
     message = message.encode(errors="replace").decode()
-    tune.report({"failure": json.dumps({"reason": reason, "message": message})})
+    report = {"failure": json.dumps({"reason": reason, "message": message})}
+    if measurement is not None:
+        report["measurement"] = measurement.model_dump_json()
+    tune.report(report)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from care_sweep.documents import parse
@@ -139,6 +140,86 @@ def test_a_failure_of_the_trial_is_final_and_keeps_its_reason(make_sweep: Callab
     )
     conductor.lost(trial.number, trial.attempt, "its process died")
     assert sweep.store.trial(sweep.id, trial.number) == record
+
+
+def _collapse(conductor: Conductor, assignment: Assignment, epoch: int, value: float | None) -> None:
+    metrics = {"embedding_spread": 0.1} | ({} if value is None else {"validation_knn_accuracy": value})
+    measurement = Measurement(epoch=epoch, metrics=metrics, seconds=1.0)
+    conductor.failed(
+        assignment.number,
+        assignment.attempt,
+        reason="collapsed",
+        message="one point",
+        measurement=measurement,
+    )
+
+
+def _told(conductor: Conductor) -> list[Any]:
+    """What Optuna knows of the searched trials: state, value, and whether a constraint is violated."""
+    told = [t for t in conductor._study._study.trials if t.state is not optuna.trial.TrialState.FAIL]
+    return [(t.state.name, t.value, bool(t.constraints)) for t in told]
+
+
+def test_a_collapse_is_infeasible_and_the_search_hears_its_last_value(
+    make_sweep: Callable[..., _Sweep],
+) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    _next(conductor)
+    trial = _next(conductor)
+    assert not _measure(conductor, trial, 1, 0.5)
+    _collapse(conductor, trial, 2, 0.3)
+    record = sweep.store.trial(sweep.id, trial.number)
+    assert (record.state, record.reason, record.message) == (TrialState.INFEASIBLE, "collapsed", "one point")
+    assert (record.value, record.last_epoch) == (None, 2), "it does not rank; what was seen is stored"
+    assert record.metrics["embedding_spread"] == 0.1
+    assert _told(conductor) == _told(sweep.conduct()) == [("COMPLETE", 0.3, True)]
+    conductor = sweep.conduct()
+    _collapse(conductor, trial, 3, 0.9)
+    assert _measure(conductor, trial, 3, 0.9), "a late report of an ended trial changes nothing"
+    assert sweep.store.trial(sweep.id, trial.number) == record
+
+
+def test_a_collapse_without_a_value_falls_back_on_the_last_one(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    _next(conductor)
+    measured, never = _next(conductor), _next(conductor)
+    assert not _measure(conductor, measured, 1, 0.5)
+    _collapse(conductor, measured, 2, None)
+    _collapse(conductor, never, 1, None)
+    assert _told(conductor) == _told(sweep.conduct()) == [("COMPLETE", 0.5, True)]
+    assert sweep.store.trial(sweep.id, never.number).state is TrialState.INFEASIBLE
+
+
+def test_a_collapsed_baseline_ends_and_the_search_never_hears_of_it(
+    make_sweep: Callable[..., _Sweep],
+) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    baseline = _next(conductor)
+    _collapse(conductor, baseline, 1, 0.2)
+    assert sweep.store.trial(sweep.id, baseline.number).state is TrialState.INFEASIBLE
+    assert _told(conductor) == _told(sweep.conduct()) == []
+
+
+def test_a_collapse_half_stored_is_stored_whole_by_the_next_attempt(
+    make_sweep: Callable[..., _Sweep],
+) -> None:
+    """The driver died between the measurement and the end of the trial."""
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    _next(conductor)
+    trial = _next(conductor)
+    seen = Measurement(epoch=1, metrics={"validation_knn_accuracy": 0.3}, seconds=1.0)
+    sweep.lease.record(trial.number, trial.attempt, seen)
+    conductor = sweep.conduct()
+    _next(conductor)
+    again = _next(conductor)
+    assert (again.number, again.attempt, again.last_epoch) == (trial.number, 2, 1)
+    _collapse(conductor, again, 1, 0.3)
+    assert sweep.store.trial(sweep.id, trial.number).state is TrialState.INFEASIBLE
+    assert _told(conductor) == [("COMPLETE", 0.3, True)]
 
 
 def test_a_lost_worker_is_replaced_until_its_attempts_are_used_up(make_sweep: Callable[..., _Sweep]) -> None:
