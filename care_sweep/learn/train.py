@@ -24,17 +24,17 @@ from care_sweep.documents import parse
 from care_sweep.errors import CheckpointError, DatasetError, TrialCollapsed, TrialDiverged
 from care_sweep.learn import checkpoint
 from care_sweep.learn.bases import build_base
-from care_sweep.learn.collapse import collapse_measures, sign_of_collapse
+from care_sweep.learn.collapse import sign_of_collapse
 from care_sweep.learn.data import Dataset
 from care_sweep.learn.durable import write_durably
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import (
     Features,
+    embedding_metrics,
     evaluate_encoder,
     extract_features,
     fit_probe,
     knn_metrics,
-    project,
 )
 from care_sweep.learn.objective import orthogonal_equivariance
 from care_sweep.learn.randomness import generator
@@ -124,11 +124,11 @@ def _state_path(directory: Path, epoch: int) -> Path:
 
 def _measure(trial: "_Trial", features: Features) -> dict[str, float]:
     """What every epoch reports beside its losses."""
-    embeddings = project(trial.model, features.validation)
-    if not embeddings.isfinite().all():
+    metrics = embedding_metrics(trial.model, features)
+    if not all(map(math.isfinite, metrics.values())):
         epoch = trial.num_epochs_done
         raise TrialDiverged(f"embeddings not finite after epoch {epoch}; a lower learning_rate may help")
-    return {**collapse_measures(embeddings), **knn_metrics(features, trial.config)}
+    return {**metrics, **knn_metrics(features, trial.config)}
 
 
 def _deliver(

@@ -282,7 +282,7 @@ def test_collapse_is_judged_once_training_has_settled(
     config: TrialConfig, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        train_module, "collapse_measures", lambda _: {"effective_rank": 9.0, "embedding_spread": 0.1}
+        train_module, "embedding_metrics", lambda *_: {"effective_rank": 9.0, "embedding_spread": 0.1}
     )
     run(config, tiny, tmp_path / "too short to tell")
     monkeypatch.setattr(train_module, "_STEPS_TO_SETTLE", 6)
