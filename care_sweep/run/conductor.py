@@ -58,9 +58,6 @@ class Conductor:
     """Runs one sweep's trials from the store's point of view. Used from one thread.
 
     `next` proposes attempts; `measured`, `failed`, `interrupted` and `lost` hear what became of them.
-
-    Attributes:
-        has_cut_short: the budget was spent before all trials had ended.
     """
 
     def __init__(
@@ -83,7 +80,7 @@ class Conductor:
         self._open: dict[int, _OpenTrial] = {}
         self._again: deque[int] = deque()
         self._num_started = 0
-        self.has_cut_short = False
+        self._has_cancelled = False
         self._pause_seconds = 0.0
         self._paused_until = clock()
         self._replay(store)
@@ -99,6 +96,12 @@ class Conductor:
     def is_out_of_budget(self) -> bool:
         budget = self.spec.budget
         return budget is not None and self._clock() - self._started >= budget.max_seconds
+
+    @property
+    def has_cut_short(self) -> bool:
+        """The budget was spent before all trials had run."""
+        left_out = self._num_started < self.spec.num_trials
+        return self._has_cancelled or (left_out and self.is_out_of_budget)
 
     @property
     def num_running(self) -> int:
@@ -223,7 +226,7 @@ class Conductor:
             assert value is not None, f"the last epoch of trial {number} lacks {self.spec.metric}"
             return TrialState.COMPLETE
         if self.is_out_of_budget:
-            self.has_cut_short = True
+            self._has_cancelled = True
             return TrialState.CANCELLED
         if self._halving is None or trial.is_baseline or value is None:
             return None
@@ -252,7 +255,7 @@ class Conductor:
             self._study.fail(number)
 
     def _give_up_waiting(self) -> None:
-        self.has_cut_short |= bool(self._again) or self._num_started < self.spec.num_trials
+        self._has_cancelled |= bool(self._again)
         while self._again:
             number = self._again.popleft()
             self._lease.finish_trial(number, TrialState.CANCELLED, reason="budget spent")

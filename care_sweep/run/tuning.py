@@ -68,7 +68,8 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self._conductor.is_finished:
             return Searcher.FINISHED
-        if self._conductor.num_running >= self._most_at_once():
+        is_full = self._conductor.num_running >= self._most_at_once()
+        if is_full and not self._conductor.is_out_of_budget:  # then `next` gives up what waits
             return None
         assignment = self._conductor.next()
         if assignment is None:

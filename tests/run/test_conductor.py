@@ -383,3 +383,18 @@ def test_a_budget_that_suffices_cuts_nothing_short(make_sweep: Callable[..., _Sw
     sweep.clock.now += 61
     assert conductor.next() is None
     assert not conductor.has_cut_short
+
+
+def test_a_budget_spent_while_the_last_open_trial_completes_cuts_the_rest_short(
+    make_sweep: Callable[..., _Sweep],
+) -> None:
+    sweep = make_sweep(budget={"max_seconds": 60}, early_stopping="none")
+    sweep.store.clock = lambda: 0.0
+    conductor = sweep.conduct()
+    trial = _next(conductor)
+    for epoch in range(1, EPOCHS):
+        _measure(conductor, trial, epoch, 0.5)
+    sweep.clock.now += 61
+    assert _measure(conductor, trial, EPOCHS, 0.5)
+    assert sweep.store.trial(sweep.id, trial.number).state is TrialState.COMPLETE
+    assert (conductor.is_finished, conductor.has_cut_short) == (True, True)
