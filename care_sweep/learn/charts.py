@@ -15,16 +15,23 @@ _NUM_TICKS = 5
 class _Plot:
     """Axes from data to pixels, and the marks put between them."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str, y_label: str) -> None:
+    def __init__(
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        x_label: str,
+        y_label: str,
+        x_names: Mapping[float, str] | None = None,
+    ) -> None:
         self.x, self.y = _apart(*x), _apart(*y)
         self.marks: list[str] = []
         bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-        for value in _ticks(*self.x):
+        for value, name in (x_names or {value: f"{value:g}" for value in _ticks(*self.x)}).items():
             place = self.right_of(value)
             self.marks.append(
                 f'<line x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{bottom}" class="grid"/>'
             )
-            self.text(place, bottom + 16, f"{value:g}", "middle")
+            self.text(place, bottom + 16, name, "middle")
         for value in _ticks(*self.y):
             place = self.above(value)
             self.marks.append(
@@ -76,13 +83,20 @@ def histogram(values: Sequence[float], low: float, high: float, *, num_bins: int
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, from_zero: bool = False
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    from_zero: bool = False,
+    x_names: Mapping[float, str] | None = None,
 ) -> str:
-    """One line through the points of each name, with its legend; a single point is a dot."""
+    """One line through the points of each name, with its legend; a single point is a dot.
+
+    Ticks of the x axis are round numbers, or the places and names of `x_names`.
+    """
     points = [point for line in series.values() for point in line]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low = min([0.0, *ys]) if from_zero else min(ys)
-    plot = _Plot((min(xs), max(xs)), (low, max(ys)), x_label, " and ".join(series))
+    plot = _Plot((min(xs), max(xs)), (low, max(ys)), x_label, " and ".join(series), x_names)
     for number, (name, line) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         places = [(plot.right_of(x), plot.above(y)) for x, y in line]
