@@ -30,10 +30,14 @@ def open_database(url: str) -> Engine:
         if address.get_backend_name() == "sqlite" and address.database:
             Path(address.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(address, json_serializer=_strict_json, pool_pre_ping=True)
-        if engine.dialect.name == "sqlite":
-            _make_sqlite_durable(engine)
-        with writing(engine) as connection:
-            _upgrade(connection)
+        try:
+            if engine.dialect.name == "sqlite":
+                _make_sqlite_durable(engine)
+            with writing(engine) as connection:
+                _upgrade(connection)
+        except BaseException:
+            engine.dispose()
+            raise
     except (DatabaseError, SQLAlchemyError, ImportError, OSError) as error:
         problem = f"the database {_without_password(url)} cannot be opened: {_in_words(error)}"
         raise DatabaseError(problem + _remedy(error)) from error

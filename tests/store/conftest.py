@@ -1,7 +1,7 @@
 """The databases on which a store must keep its contract: a test that takes `store` runs on each of them."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,12 @@ def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url(empty_sqlite: Path, tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, empty_sqlite: Path, tmp_path: Path) -> str:
     """A database of this test's own, with the newest schema and no rows."""
+    if request.param == "postgresql":
+        create: Callable[[], str] = request.getfixturevalue("postgresql")
+        return create()
     return f"sqlite:///{shutil.copy(empty_sqlite, tmp_path / 'store.db')}"
 
 

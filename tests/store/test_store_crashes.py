@@ -73,7 +73,8 @@ def test_a_write_that_breaks_off_anywhere_leaves_nothing(store: Store, name: str
             assert picture(store) == before
         else:
             break
-    assert num_statements >= 3  # begin, one statement, commit
+    begin = store.engine.dialect.name == "sqlite"  # PostgreSQL's driver begins without a statement
+    assert num_statements >= 2 + begin  # one statement, commit
     assert picture(store) != before
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -159,8 +160,9 @@ def test_a_file_that_is_no_database_is_refused_and_untouched(tmp_path: Path) -> 
     assert path.read_text() == "not a database\n" * 1000
 
 
-def test_a_damaged_database_is_refused(database_url: str) -> None:
-    path = Path(database_url.removeprefix("sqlite:///"))
+def test_a_damaged_database_is_refused(empty_sqlite: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(empty_sqlite, tmp_path / "store.db"))
+    database_url = f"sqlite:///{path}"
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * 8000)
     assert str(path) in _refusal(database_url)
 
@@ -177,7 +179,8 @@ def test_the_tables_of_another_program_are_refused_and_untouched(tmp_path: Path)
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write every file")
 @pytest.mark.parametrize("mode", [0o000, 0o400])
-def test_a_file_without_permission_is_refused(database_url: str, mode: int) -> None:
-    path = Path(database_url.removeprefix("sqlite:///"))
+def test_a_file_without_permission_is_refused(empty_sqlite: Path, tmp_path: Path, mode: int) -> None:
+    path = Path(shutil.copy(empty_sqlite, tmp_path / "store.db"))
+    database_url = f"sqlite:///{path}"
     path.chmod(mode)
     assert str(path) in _refusal(database_url)
