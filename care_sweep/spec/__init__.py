@@ -1,0 +1,29 @@
+"""The vocabulary: what a sweep is, what may be searched, what a trial is told and what it answers.
+
+Every document is a frozen pydantic model. Nothing here reads a clock, a file or an environment.
+"""
+
+from care_sweep.spec.config import TrialConfig
+from care_sweep.spec.outcomes import CheckpointReference, Measurement, SweepState, TrialState
+from care_sweep.spec.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar
+from care_sweep.spec.space import SearchSpace
+from care_sweep.spec.sweep import METRICS, Budget, EarlyStopping, Resources, SweepSpec
+
+__all__ = [
+    "METRICS",
+    "Budget",
+    "CategoricalParameter",
+    "CheckpointReference",
+    "EarlyStopping",
+    "FloatParameter",
+    "IntParameter",
+    "Measurement",
+    "Parameter",
+    "Resources",
+    "Scalar",
+    "SearchSpace",
+    "SweepSpec",
+    "SweepState",
+    "TrialConfig",
+    "TrialState",
+]

@@ -1,0 +1,150 @@
+"""What is one trial told, and which of its fields must fit each other?"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from care_sweep.documents import Document
+
+__all__ = ["FIELD_RULES", "NEVER_SEARCHED", "FieldRule", "TrialConfig"]
+
+
+NEVER_SEARCHED = ("dataset", "resize", "epochs", "knn_neighbors", "probe_epochs", "seed")
+"""They define what a measurement means, so all trials of a sweep share them."""
+
+
+class TrialConfig(Document):
+    """Everything one trial is told; two equal configurations on one machine train the same weights.
+
+    `equivariance_weight` is on our scale: the loss is a mean over ordered pairs, so
+    lambda_ours = lambda_published * 2 * (batch_size / num_splits - 1).
+    """
+
+    dataset: str = Field("cifar10-mini", min_length=1, max_length=1024)
+    resize: int | None = Field(None, ge=8, le=512, description="side in pixels, for images of mixed size")
+    encoder: Literal["resnet_tiny", "resnet18", "resnet50"] = "resnet18"
+    epochs: int = Field(100, ge=1, le=10_000)
+    batch_size: int = Field(256, ge=2, le=16_384, description="images a step; each gives two views")
+    num_splits: int = Field(16, ge=1, le=8192, description="groups of images that share an augmentation")
+    equivariance_weight: float = Field(0.3, ge=0, le=1e6)
+    temperature: float = Field(0.5, ge=1e-3, le=100)
+    augmentation_strength: float = Field(1.0, ge=0, le=2)
+    base: Literal["simclr", "moco", "barlow_twins"] = Field(
+        "simclr", description="the contrastive method, with or without L_equi"
+    )
+    objective: Literal["infonce", "alignment", "uniformity", "none"] = Field(
+        "infonce", description="infonce is the whole loss of the base; others leave terms out (Section 5.2)"
+    )
+    augmentation_scope: Literal["split", "batch"] = Field(
+        "split", description="who shares an augmentation in L_equi; batch is the published code"
+    )
+    batch_norm: Literal["per_view", "joint"] = Field(
+        "per_view", description="statistics of each view group, as published, or of all views of a step"
+    )
+    queue_size: int = Field(4096, ge=2, le=2**20, description="keys that MoCo compares with")
+    key_encoder_momentum: float = Field(
+        0.99, ge=0, lt=1, description="share of its weights that MoCo's key encoder keeps each step"
+    )
+    redundancy_weight: float = Field(
+        0.0051, ge=0, le=1e3, description="Barlow Twins' weight of what is off the diagonal"
+    )
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0, le=100)
+    weight_decay: float = Field(1e-6, ge=0, le=10)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: int = Field(0, ge=0, le=10_000)
+    knn_neighbors: int = Field(
+        200, ge=1, le=1_000_000, description="k of the weighted kNN (capped at the size of train)"
+    )
+    probe_epochs: int = Field(100, ge=1, le=10_000, description="epochs of the linear probe")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
+        for _, problem in FIELD_RULES:
+            found = problem({name: getattr(self, name) for name in type(self).model_fields})
+            if found is not None:
+                raise found
+        return self
+
+
+def _splits_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    batch_size, num_splits = values["batch_size"], values["num_splits"]
+    if batch_size % num_splits:
+        return PydanticCustomError(
+            "indivisible",
+            "num_splits {splits} does not divide batch_size {batch}; {suggestion} would",
+            {
+                "splits": num_splits,
+                "batch": batch_size,
+                "suggestion": _nearest_divisor(batch_size, num_splits),
+                "key": "num_splits",
+            },
+        )
+    if batch_size // num_splits < 2:
+        return PydanticCustomError(
+            "lonely_split",
+            "a split needs 2 images to have a pair: with batch_size {batch}, use at most {most} splits",
+            {"batch": batch_size, "most": batch_size // 2, "key": "num_splits"},
+        )
+    return None
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number // 2 + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+def _warmup_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["warmup_epochs"] <= values["epochs"]:
+        return None
+    return PydanticCustomError(
+        "long_warmup",
+        "a warm-up of {warmup} epochs does not fit into {epochs}",
+        {"warmup": values["warmup_epochs"], "epochs": values["epochs"], "key": "warmup_epochs"},
+    )
+
+
+def _queue_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["base"] != "moco" or values["queue_size"] >= values["batch_size"]:
+        return None
+    return PydanticCustomError(
+        "short_queue",
+        "MoCo's queue takes in batch_size {batch} keys a step, so queue_size {queue} is too small: "
+        "use {batch} or more",
+        {"batch": values["batch_size"], "queue": values["queue_size"], "key": "queue_size"},
+    )
+
+
+def _objective_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["objective"] == "infonce" or values["base"] == "simclr":
+        return None
+    return PydanticCustomError(
+        "terms_of_another_base",
+        "objective {objective} leaves out terms of SimCLR's InfoNCE: use it with base simclr, "
+        "or objective infonce, which is the whole loss of {base}",
+        {"objective": values["objective"], "base": values["base"], "key": "objective"},
+    )
+
+
+def _nothing_to_train(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["objective"] != "none" or values["equivariance_weight"] > 0:
+        return None
+    return PydanticCustomError(
+        "nothing_to_train",
+        "objective none with equivariance_weight 0 leaves nothing to train: "
+        "use a weight above 0, or another objective",
+        {"key": "objective"},
+    )
+
+
+FieldRule = Callable[[Mapping[str, Any]], PydanticCustomError | None]
+FIELD_RULES: tuple[tuple[tuple[str, ...], FieldRule], ...] = (
+    (("num_splits", "batch_size"), _splits_misfit),
+    (("warmup_epochs", "epochs"), _warmup_misfit),
+    (("queue_size", "batch_size", "base"), _queue_misfit),
+    (("objective", "base"), _objective_misfit),
+    (("objective", "equivariance_weight"), _nothing_to_train),
+)
+"""What must hold among fields: those a rule reads, the one to blame first, and what is wrong with them."""

@@ -1,0 +1,57 @@
+"""Where does a sweep or a trial stand, and what has an epoch reported?"""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from care_sweep.documents import Document
+
+__all__ = ["CheckpointReference", "Measurement", "SweepState", "TrialState"]
+
+
+class SweepState(StrEnum):
+    """Where a sweep stands. SUCCEEDED, FAILED and CANCELLED are ends."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (SweepState.SUCCEEDED, SweepState.FAILED, SweepState.CANCELLED)
+
+
+class TrialState(StrEnum):
+    """Where a trial stands. A terminal state never changes; only COMPLETE trials rank."""
+
+    WAITING = "WAITING"
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAILED = "FAILED"
+    INFEASIBLE = "INFEASIBLE"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self not in (TrialState.WAITING, TrialState.RUNNING)
+
+
+class CheckpointReference(Document):
+    """A checkpoint that is durable: its name below the trial's directory, SHA-256 and size."""
+
+    name: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class Measurement(Document):
+    """What one epoch reported: finite metrics, its seconds with evaluation, perhaps a checkpoint."""
+
+    epoch: int = Field(ge=1)
+    metrics: dict[str, float]
+    seconds: float = Field(ge=0)
+    checkpoint: CheckpointReference | None = None

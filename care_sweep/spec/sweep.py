@@ -1,0 +1,100 @@
+"""What does a person ask for, who asks for a sweep?"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from care_sweep.documents import Document
+from care_sweep.spec.config import TrialConfig
+from care_sweep.spec.space import SearchSpace
+
+__all__ = ["METRICS", "Budget", "EarlyStopping", "Resources", "SweepSpec"]
+
+METRICS = ("validation_knn_accuracy", "validation_probe_accuracy")
+"""What a sweep may maximise. Training losses are refused: their scale moves with temperature and weight."""
+
+
+class EarlyStopping(Document):
+    """Asynchronous successive halving: at epochs grace * factor^k the best 1/factor go on."""
+
+    grace_epochs: int = Field(5, ge=1, le=10_000)
+    reduction_factor: int = Field(4, ge=2, le=100)
+
+
+class Resources(Document):
+    """What one trial holds while it runs; `auto` is one GPU where the cluster has any, else none."""
+
+    cpus_per_trial: int = Field(1, ge=1, le=1024)
+    gpus_per_trial: float | Literal["auto"] = "auto"
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _fits_one_device(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 <= value <= 1:
+            raise PydanticCustomError("gpus", "must be auto, or between 0 and 1: a trial runs on one GPU")
+        return value
+
+
+class Budget(Document):
+    """What a sweep may spend; when it is spent, running trials are cancelled and the sweep succeeds.
+
+    Seconds are wall-clock time since the sweep first ran, pauses included, looked at after each epoch.
+    """
+
+    max_seconds: float = Field(gt=0)
+
+
+class SweepSpec(Document):
+    """One sweep; `num_trials` counts the baselines, without `max_concurrent_trials` the cluster is filled."""
+
+    name: str = Field(min_length=1, max_length=100)
+    space: SearchSpace
+    metric: str = "validation_knn_accuracy"
+    num_trials: int = Field(ge=1, le=100_000)
+    max_concurrent_trials: int | None = Field(None, ge=1, le=10_000)
+    seed: int = Field(0, ge=0, lt=2**31)
+    early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping)
+    resources: Resources = Field(default_factory=Resources)
+    budget: Budget | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_can_be_read(cls, value: str) -> str:
+        if not value.isprintable() or not value.strip():
+            raise PydanticCustomError("name", "use printable characters, at least one of them not a space")
+        return value
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_can_rank(cls, value: str) -> str:
+        if value not in METRICS:
+            why = "training losses move with temperature and weight; " if "loss" in value else ""
+            raise PydanticCustomError("metric", why + "use one of {metrics}", {"metrics": ", ".join(METRICS)})
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if len(self.space.baselines) > self.num_trials:
+            raise PydanticCustomError(
+                "too_few_trials",
+                "num_trials counts the baselines: use at least {least}",
+                {"least": len(self.space.baselines), "key": "num_trials"},
+            )
+        if self.metric != "validation_knn_accuracy" and self.early_stopping is not None:
+            raise PydanticCustomError(
+                "metric_at_the_end",
+                "{metric} is measured in the last epoch only: use early_stopping none",
+                {"metric": self.metric, "key": "early_stopping"},
+            )
+        return self
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial that is not stopped early."""
+        return int(self.space.fixed.get("epochs", TrialConfig.model_fields["epochs"].default))
