@@ -258,7 +258,7 @@ def _assemble(
     manifest: dict[str, Any],
     states: Mapping[str, dict[str, Tensor]],
 ) -> LoadedEncoder:
-    model = build_model(config.encoder, config.seed)
+    model = build_model(config.encoder, config.seed, config.stem)
     model.encoder.load_state_dict(states["encoder"])
     model.projector.load_state_dict(states["projector"])
     num_classes, num_features = states["probe"]["weight"].shape

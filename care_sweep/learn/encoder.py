@@ -11,9 +11,18 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize, relu
 
 from care_sweep.learn.randomness import stream_seed
 
-__all__ = ["EMBEDDING_DIMENSIONS", "CareModel", "EncoderName", "Projector", "build_encoder", "build_model"]
+__all__ = [
+    "EMBEDDING_DIMENSIONS",
+    "CareModel",
+    "EncoderName",
+    "Projector",
+    "Stem",
+    "build_encoder",
+    "build_model",
+]
 
 EncoderName = Literal["resnet_tiny", "resnet18", "resnet50"]
+Stem = Literal["cifar", "imagenet"]
 
 EMBEDDING_DIMENSIONS = 128
 _HIDDEN_DIMENSIONS = 512
@@ -124,16 +133,21 @@ class CareModel(nn.Module):
         return outputs
 
 
-def build_encoder(name: EncoderName) -> tuple[nn.Module, int]:
+def build_encoder(name: EncoderName, stem: Stem = "cifar") -> tuple[nn.Module, int]:
     """An encoder from normalised images (N, 3, h, w) to features (N, F), and F.
 
-    The ResNets are torchvision's with the stem for small images: a 3x3 convolution and no pooling. It is
-    initialised from torch's global generator; `build_model` seeds it.
+    The ResNets are torchvision's. Stem `imagenet` is torchvision's too, a 7x7 convolution of stride 2 and
+    max-pooling; stem `cifar` is for small images, a 3x3 convolution and no pooling. All is initialised from
+    torch's global generator; `build_model` seeds it.
 
     Raises:
-        ValueError: there is no encoder of that name.
+        ValueError: there is no encoder of that name, no such stem, or resnet_tiny is to have another stem.
     """
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f"unknown stem {stem!r}; use cifar or imagenet")
     if name == "resnet_tiny":
+        if stem != "cifar":
+            raise ValueError(f"resnet_tiny has a stem of its own; use stem cifar, not {stem}")
         tiny = TinyResNet()
         return tiny, tiny.num_features
     from torchvision.models.resnet import (  # noqa: PLC0415  (its import takes longer than torch's)
@@ -149,19 +163,20 @@ def build_encoder(name: EncoderName) -> tuple[nn.Module, int]:
     else:
         raise ValueError(f"unknown encoder {name!r}; use resnet_tiny, resnet18 or resnet50")
     num_features = network.fc.in_features
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()
+    if stem == "cifar":
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
     network.fc = nn.Identity()
     return network, num_features
 
 
-def build_model(name: EncoderName, seed: int) -> CareModel:
+def build_model(name: EncoderName, seed: int, stem: Stem = "cifar") -> CareModel:
     """Encoder and projector with initial weights that the seed alone determines.
 
     The global generator is as before afterwards.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "initialisation"))
-        model = CareModel(*build_encoder(name))
+        model = CareModel(*build_encoder(name, stem))
     return model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU

@@ -229,6 +229,7 @@ def measure_structure(
 ) -> Structure:
     """How drawn augmentations of strength 1 act on validation images; the same ones for every trial.
 
+    Their crops have 0.08 of the area or more, whatever `least_crop_scale` a trial has: trials are compared.
     `data`'s mean and deviation must be those that the model was trained with.
     """
     images = data.validation.images

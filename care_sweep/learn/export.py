@@ -1,11 +1,13 @@
 """How do an encoder's weights get into a plain torchvision ResNet?
 
-The state dict has torchvision's keys and nothing else. Two layers are not those of `resnet18()`: `conv1` is
-the 3x3 stem for small images, with no pooling after it, and `fc` is the linear probe, with a row a class. So
+The state dict has torchvision's keys and nothing else. `fc` is the linear probe, with a row a class. With
+stem `imagenet` all other layers are those of `resnet18()`; with stem `cifar` `conv1` is not: it is the 3x3
+stem for small images, with no pooling after it. So
 
     network = torchvision.models.resnet18(num_classes=len(encoder.class_names))
-    network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = torch.nn.Identity()
+    if encoder.config.stem == "cifar":
+        network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.maxpool = torch.nn.Identity()
     network.load_state_dict(to_torchvision(encoder), strict=True)
 
 gives the probe's class scores for images normalised by the mean and deviation in the file's metadata.
@@ -43,8 +45,8 @@ def to_torchvision(encoder: LoadedEncoder) -> dict[str, Tensor]:
 
 
 def export_weights(encoder: LoadedEncoder, path: Path) -> None:
-    """Write `to_torchvision` durably: as `.safetensors` with what an image must be normalised by, or for
-    `torch.load(path, weights_only=True)` as `.pt` or `.pth`.
+    """Write `to_torchvision` durably: as `.safetensors` with its stem and what images must be normalised by,
+    or for `torch.load(path, weights_only=True)` as `.pt` or `.pth`.
 
     Raises:
         CheckpointError: as `to_torchvision`, or the name ends in none of these.
@@ -57,7 +59,8 @@ def export_weights(encoder: LoadedEncoder, path: Path) -> None:
     elif path.suffix == ".safetensors":
         dataset = encoder.manifest["dataset"]
         kept = ("mean", "std", "class_names")
-        metadata = {"network": encoder.config.encoder, **{key: json.dumps(dataset[key]) for key in kept}}
+        metadata = {"network": encoder.config.encoder, "stem": encoder.config.stem}
+        metadata |= {key: json.dumps(dataset[key]) for key in kept}
         content = safetensors.torch.save(state, metadata)
     else:
         raise CheckpointError(f"{path}: the name must end in .safetensors, .pt or .pth")

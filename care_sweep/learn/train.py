@@ -111,7 +111,8 @@ def train(
 def untrained(config: TrialConfig, data: Dataset, *, device: torch.device | None = None) -> dict[str, float]:
     """The measures of `evaluate_encoder` for the encoder that `config` would start from."""
     device = _default_device() if device is None else device
-    return evaluate_encoder(build_model(config.encoder, config.seed).to(device), data, config, device=device)
+    model = build_model(config.encoder, config.seed, config.stem).to(device)
+    return evaluate_encoder(model, data, config, device=device)
 
 
 def _default_device() -> torch.device:
@@ -172,7 +173,7 @@ class _Trial:
                 f"{config.batch_size}: use a smaller batch_size or more images"
             )
         self.images = data.train.images.to(device)
-        self.model = build_model(config.encoder, config.seed).to(device)
+        self.model = build_model(config.encoder, config.seed, config.stem).to(device)
         self.base = build_base(config, self.model)
         self.optimizer = _build_optimizer(self.model, config)
         self.num_epochs_done = 0
@@ -209,15 +210,16 @@ class _Trial:
         The base's have one for each image; the two of L_equi one for each split, or one for each batch.
         """
         config, size, strength = self.config, self.data.image_size, self.config.augmentation_strength
+        scale = config.least_crop_scale
         num_images = self.num_steps * config.batch_size
         source = generator(config.seed, "views", epoch)
         num_embedded, num_own = self.base.num_embedded, self.base.num_embedded + self.base.num_held
-        own = [draw_views(num_images, size, strength, source) for _ in range(num_own)]
+        own = [draw_views(num_images, size, strength, source, scale) for _ in range(num_own)]
         if config.equivariance_weight == 0:
             return own
         num_shared = self.num_steps * (config.num_splits if config.augmentation_scope == "split" else 1)
         source = generator(config.seed, "shared views", epoch)
-        shared = [draw_shared_views(num_images, num_shared, size, strength, source) for _ in range(2)]
+        shared = [draw_shared_views(num_images, num_shared, size, strength, source, scale) for _ in range(2)]
         return [*own[:num_embedded], *shared, *own[num_embedded:]]
 
     def _step(self, images: Tensor, view_groups: list[ViewParameters], step: int) -> Tensor:

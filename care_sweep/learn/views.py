@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _RATIO = (3 / 4, 4 / 3)
+_LEAST_CROP_SCALE = 0.08  # as published for 32 px, and torchvision's own
 _NUM_TRIES = 10  # torchvision's RandomResizedCrop
 _GRAY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
@@ -34,10 +35,11 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 
 @dataclass(frozen=True)
 class Strength:
-    """What `augmentation_strength` s means; s = 1 is the published setting for 32 px, s = 0 only flips.
+    """What `augmentation_strength` s means; s = 1 is the published setting, s = 0 only flips.
 
     Attributes:
-        lowest_scale: least share of the image's area in a crop, 1 - 0.92 s and not below 0.08.
+        lowest_scale: least share of the image's area in a crop, 1 - s (1 - l) and not below l, where l is the
+            least crop scale: 0.08 as published for CIFAR, 0.2 in the authors' code for ImageNet.
         jitter: brightness, contrast and saturation change by up to this factor, 0.4 s.
         hue: the hue moves by up to this share of the circle, 0.1 s.
         jitter_probability: 0.8, and 0 at s = 0.
@@ -53,16 +55,18 @@ class Strength:
     blur_probability: float
 
     @classmethod
-    def of(cls, s: float) -> Self:
+    def of(cls, s: float, least_crop_scale: float = _LEAST_CROP_SCALE) -> Self:
         """The mapping.
 
         Raises:
-            ValueError: s is not in [0, 2].
+            ValueError: s is not in [0, 2], or the least crop scale not in (0, 1].
         """
         if not 0 <= s <= 2:
             raise ValueError(f"augmentation_strength must be in [0, 2], it is {s}")
+        if not 0 < least_crop_scale <= 1:
+            raise ValueError(f"least_crop_scale must be in (0, 1], it is {least_crop_scale}")
         return cls(
-            lowest_scale=max(0.08, 1 - 0.92 * s),
+            lowest_scale=max(least_crop_scale, 1 - s * (1 - least_crop_scale)),
             jitter=0.4 * s,
             hue=0.1 * s,
             jitter_probability=0.8 if s > 0 else 0.0,
@@ -113,16 +117,20 @@ class ViewParameters:
 
 
 def draw_views(
-    num_views: int, size: tuple[int, int], strength: float, generator: torch.Generator
+    num_views: int,
+    size: tuple[int, int],
+    strength: float,
+    generator: torch.Generator,
+    least_crop_scale: float = _LEAST_CROP_SCALE,
 ) -> ViewParameters:
     """One augmentation for each of `num_views` views of images of `size` (height, width) pixels.
 
     How many numbers are drawn does not depend on the strength. Crops are torchvision's RandomResizedCrop.
 
     Raises:
-        ValueError: the strength is not in [0, 2].
+        ValueError: the strength is not in [0, 2], or the least crop scale not in (0, 1].
     """
-    amounts = Strength.of(strength)
+    amounts = Strength.of(strength, least_crop_scale)
 
     def uniform(*columns: int) -> Tensor:
         return torch.rand(num_views, *columns, generator=generator, dtype=torch.float64)
@@ -148,10 +156,16 @@ def draw_views(
 
 
 def draw_shared_views(
-    num_images: int, num_splits: int, size: tuple[int, int], strength: float, generator: torch.Generator
+    num_images: int,
+    num_splits: int,
+    size: tuple[int, int],
+    strength: float,
+    generator: torch.Generator,
+    least_crop_scale: float = _LEAST_CROP_SCALE,
 ) -> ViewParameters:
     """One augmentation for each split, repeated for its `num_images / num_splits` images (Algorithm 1)."""
-    return draw_views(num_splits, size, strength, generator).repeated(num_images // num_splits)
+    drawn = draw_views(num_splits, size, strength, generator, least_crop_scale)
+    return drawn.repeated(num_images // num_splits)
 
 
 def _draw_crops(

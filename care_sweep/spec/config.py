@@ -25,12 +25,23 @@ class TrialConfig(Document):
     dataset: str = Field("cifar10-mini", min_length=1, max_length=1024)
     resize: int | None = Field(None, ge=8, le=512, description="side in pixels, for images of mixed size")
     encoder: Literal["resnet_tiny", "resnet18", "resnet50"] = "resnet18"
+    stem: Literal["cifar", "imagenet"] = Field(
+        "cifar",
+        description="first layers of a ResNet: a 3x3 convolution, or torchvision's own (7x7 with stride 2, "
+        "max-pool) for images of 64 pixels and more",
+    )
     epochs: int = Field(100, ge=1, le=10_000)
     batch_size: int = Field(256, ge=2, le=16_384, description="images a step; each gives two views")
     num_splits: int = Field(16, ge=1, le=8192, description="groups of images that share an augmentation")
     equivariance_weight: float = Field(0.3, ge=0, le=1e6)
     temperature: float = Field(0.5, ge=1e-3, le=100)
     augmentation_strength: float = Field(1.0, ge=0, le=2)
+    least_crop_scale: float = Field(
+        0.08,
+        gt=0,
+        le=1,
+        description="least share of the image's area in a crop, at augmentation_strength 1 and above",
+    )
     base: Literal["simclr", "moco", "barlow_twins"] = Field(
         "simclr", description="the contrastive method, with or without L_equi"
     )
@@ -96,6 +107,17 @@ def _nearest_divisor(number: int, wanted: int) -> int:
     return min((d for d in range(1, number // 2 + 1) if number % d == 0), key=lambda d: abs(d - wanted))
 
 
+def _stem_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
+    if values["stem"] == "cifar" or values["encoder"] != "resnet_tiny":
+        return None
+    return PydanticCustomError(
+        "stem_of_another_encoder",
+        "{encoder} has a stem of its own, for small images: use stem cifar with it, "
+        "or stem {stem} with encoder resnet18 or resnet50",
+        {"encoder": values["encoder"], "stem": values["stem"], "key": "stem"},
+    )
+
+
 def _warmup_misfit(values: Mapping[str, Any]) -> PydanticCustomError | None:
     if values["warmup_epochs"] <= values["epochs"]:
         return None
@@ -142,6 +164,7 @@ def _nothing_to_train(values: Mapping[str, Any]) -> PydanticCustomError | None:
 FieldRule = Callable[[Mapping[str, Any]], PydanticCustomError | None]
 FIELD_RULES: tuple[tuple[tuple[str, ...], FieldRule], ...] = (
     (("num_splits", "batch_size"), _splits_misfit),
+    (("stem", "encoder"), _stem_misfit),
     (("warmup_epochs", "epochs"), _warmup_misfit),
     (("queue_size", "batch_size", "base"), _queue_misfit),
     (("objective", "base"), _objective_misfit),

@@ -195,6 +195,33 @@ def test_a_later_format_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         load(path)
 
 
+def test_a_checkpoint_older_than_a_field_has_its_default(
+    path: Path, reference: CheckpointReference, tiny: Dataset, config: TrialConfig
+) -> None:
+    members = checkpoint._unpack(str(path), path.read_bytes())
+    fields = json.loads(members["config.json"])
+    assert (fields.pop("stem"), fields.pop("least_crop_scale")) == ("cifar", 0.08)
+    members["config.json"] = checkpoint._json(fields)
+    del members["manifest.json"]
+    members["manifest.json"] = checkpoint._json(checkpoint._manifest(members, tiny))
+    path.write_bytes(checkpoint._pack(members))
+    assert load(path).config == config
+
+
+def test_the_stem_comes_back(path: Path, config: TrialConfig, tiny: Dataset) -> None:
+    changes = {"encoder": "resnet18", "stem": "imagenet"}
+    model = build_model("resnet18", 0, "imagenet").eval()
+    probe = nn.Linear(model.num_features, 10)
+    config = config.model_copy(update=changes)
+    save(path, model=model, probe=probe, config=config, metrics=METRICS, data=tiny)
+    encoder = load(path)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.encoder(normalise(images, tiny.mean, tiny.std))
+        assert torch.equal(encoder(images), expected)
+    assert "| stem | imagenet |" in checkpoint._unpack(str(path), path.read_bytes())["README.md"].decode()
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from care_sweep.learn import durable
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from care_sweep.learn.encoder import EMBEDDING_DIMENSIONS, CareModel, EncoderName, build_encoder, build_model
+from care_sweep.learn.encoder import (
+    EMBEDDING_DIMENSIONS,
+    CareModel,
+    EncoderName,
+    Stem,
+    build_encoder,
+    build_model,
+)
 
 
 def images(num_images: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -38,9 +45,37 @@ def test_the_stem_is_for_small_images(name: EncoderName) -> None:
     assert isinstance(encoder.maxpool, nn.Identity)
 
 
-def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="use resnet_tiny"):
-        build_encoder("vgg")  # type: ignore[arg-type]
+@pytest.mark.parametrize("size", [64, 96, 224])
+def test_the_imagenet_stem_is_torchvisions_own(size: int) -> None:
+    from torchvision.models import resnet18
+
+    ours, theirs = build_encoder("resnet18", "imagenet")[0].eval(), resnet18().eval()
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    views = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(ours(views), theirs(views))
+
+
+def test_the_default_stem_is_for_small_images() -> None:
+    assert torch.equal(
+        build_model("resnet18", 0).encoder.conv1.weight,
+        build_model("resnet18", 0, "cifar").encoder.conv1.weight,
+    )
+    assert build_model("resnet18", 0, "imagenet").encoder.conv1.weight.shape == (64, 3, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "message"),
+    [
+        ("vgg", "cifar", "use resnet_tiny"),
+        ("resnet18", "patch", "use cifar or imagenet"),
+        ("resnet_tiny", "imagenet", "resnet_tiny has a stem of its own"),
+    ],
+)
+def test_what_is_no_encoder_is_refused(name: EncoderName, stem: Stem, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_encoder(name, stem)
 
 
 def test_the_seed_alone_determines_the_weights() -> None:

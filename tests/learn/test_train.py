@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from care_sweep.errors import CheckpointError, DatasetError, TrialDiverged
 from care_sweep.learn import bases
@@ -310,3 +311,36 @@ def test_sgd_has_momentum() -> None:
     trial_config = TrialConfig(optimizer="sgd", learning_rate=0.06, weight_decay=5e-4)
     (group,) = _build_optimizer(build_model("resnet_tiny", 0), trial_config).param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.06, 0.9, 5e-4)
+
+
+@pytest.fixture
+def larger(tiny: Dataset) -> Dataset:
+    """Ten train and four validation images of 64 px."""
+
+    def scaled(split: Split, size: int) -> Split:
+        return Split(interpolate(split.images[:size], size=(64, 64)), split.labels[:size])
+
+    return dataclasses.replace(tiny, train=scaled(tiny.train, 10), validation=scaled(tiny.validation, 4))
+
+
+def test_a_step_with_torchvisions_stem(config: TrialConfig, larger: Dataset, tmp_path: Path) -> None:
+    changes = {"encoder": "resnet18", "stem": "imagenet", "epochs": 1, "warmup_epochs": 0}
+    config = config.model_copy(update=changes | {"batch_size": 8})
+    (measurement,) = run(config, larger, tmp_path)
+    assert set(measurement.metrics) == LAST_EPOCH
+    encoder, before = load(tmp_path / "checkpoint.tar"), build_model("resnet18", config.seed, "imagenet")
+    trained, untouched = encoder.model.encoder.conv1.weight, before.encoder.conv1.weight
+    assert trained.shape == (64, 3, 7, 7)
+    assert 0 < (trained - untouched).abs().max() < 0.1
+    assert set(untrained(config, larger, device=CPU)) <= LAST_EPOCH
+
+
+@pytest.mark.parametrize("least", [0.08, 0.6])
+def test_all_views_of_a_trial_have_its_least_crop_scale(
+    config: TrialConfig, larger: Dataset, least: float
+) -> None:
+    config = config.model_copy(update={"least_crop_scale": least, "batch_size": 8})
+    trial = train_module._Trial(config, larger, CPU)
+    groups = [group for epoch in range(1, 30) for group in trial._draw_views(epoch)]
+    shares = torch.stack([p.height * p.width / 64**2 for p in groups]).view(-1, 4, 8)
+    assert shares.amin((0, 2)).tolist() == pytest.approx([least] * 4, abs=0.06)

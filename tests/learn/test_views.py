@@ -71,10 +71,13 @@ def assert_equals_torchvision(images: Tensor, p: ViewParameters) -> None:
     assert (views - expected).abs().max().item() <= TOLERANCE
 
 
-@pytest.mark.parametrize("size", [(32, 32), (24, 40), (40, 24), (96, 96)])
-def test_whole_pipeline_equals_torchvision(size: tuple[int, int]) -> None:
-    p = draw_views(48, size, 1.5, torch.Generator().manual_seed(1))
-    assert_equals_torchvision(random_images(48, *size), p)
+@pytest.mark.parametrize(
+    ("num_images", "size"),
+    [(48, (32, 32)), (48, (24, 40)), (48, (40, 24)), (48, (96, 96)), (3, (224, 224)), (2, (160, 224))],
+)
+def test_whole_pipeline_equals_torchvision(num_images: int, size: tuple[int, int]) -> None:
+    p = draw_views(num_images, size, 1.5, torch.Generator().manual_seed(1))
+    assert_equals_torchvision(random_images(num_images, *size), p)
 
 
 def test_whole_pipeline_on_real_images_as_bytes(mini) -> None:  # type: ignore[no-untyped-def]
@@ -166,6 +169,33 @@ def test_strength_zero_keeps_every_size_whole(size: tuple[int, int]) -> None:
 )
 def test_strength_mapping(s: float, expected: Strength) -> None:
     assert dataclasses.astuple(Strength.of(s)) == pytest.approx(dataclasses.astuple(expected))
+
+
+@pytest.mark.parametrize(
+    ("s", "least", "lowest"),
+    [(0.0, 0.2, 1.0), (0.5, 0.2, 0.6), (1.0, 0.2, 0.2), (2.0, 0.2, 0.2), (1.0, 1.0, 1.0), (0.5, 0.08, 0.54)],
+)
+def test_the_least_crop_scale_is_reached_at_strength_one(s: float, least: float, lowest: float) -> None:
+    amounts = Strength.of(s, least)
+    assert amounts.lowest_scale == pytest.approx(lowest)
+    assert dataclasses.replace(amounts, lowest_scale=0) == dataclasses.replace(Strength.of(s), lowest_scale=0)
+
+
+def test_the_least_crop_scale_bounds_the_crops_and_nothing_else() -> None:
+    wide, narrow = (torch.Generator().manual_seed(9) for _ in range(2))
+    small, large = draw_views(2000, (224, 224), 1.0, narrow), draw_views(2000, (224, 224), 1.0, wide, 0.2)
+    shares = [(p.height * p.width / 224**2).min().item() for p in (small, large)]
+    assert shares == pytest.approx([0.08, 0.2], abs=0.01)
+    assert torch.equal(small.flip, large.flip)
+    assert torch.equal(wide.get_state(), narrow.get_state())
+    shared = draw_shared_views(2000, 1000, (224, 224), 1.0, torch.Generator().manual_seed(9), 0.2)
+    assert (shared.height * shared.width / 224**2).min().item() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("least", [0.0, -0.1, 1.1, float("nan")])
+def test_a_least_crop_scale_outside_its_range_is_refused(least: float) -> None:
+    with pytest.raises(ValueError, match="least_crop_scale"):
+        Strength.of(1.0, least)
 
 
 @pytest.mark.parametrize("s", [-0.1, 2.1, float("nan")])

@@ -13,6 +13,7 @@ def test_the_new_options_stay_at_what_documents_meant_before_them() -> None:
     config = TrialConfig()
     assert (config.base, config.objective) == ("simclr", "infonce")
     assert (config.augmentation_scope, config.batch_norm) == ("split", "per_view")
+    assert (config.stem, config.least_crop_scale) == ("cifar", 0.08)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,10 @@ def test_the_new_options_stay_at_what_documents_meant_before_them() -> None:
         ({"augmentation_scope": "image"}, "/augmentation_scope", "'split' or 'batch'"),
         ({"batch_norm": "none"}, "/batch_norm", "'per_view' or 'joint'"),
         ({"encoder": "vit"}, "/encoder", "'resnet_tiny', 'resnet18' or 'resnet50'"),
+        ({"encoder": "resnet_tiny", "stem": "imagenet"}, "/stem", "use stem cifar with it, or stem imagenet"),
+        ({"stem": "vit"}, "/stem", "'cifar' or 'imagenet'"),
+        ({"least_crop_scale": 0}, "/least_crop_scale", "greater than 0"),
+        ({"least_crop_scale": 1.1}, "/least_crop_scale", "less than or equal to 1"),
         ({"lr": 0.1}, "/lr", "unknown"),
         ({"dataset": ""}, "/dataset", "at least 1 character"),
     ],

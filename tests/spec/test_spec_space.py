@@ -199,6 +199,18 @@ BAD_SPACES = {
         "/space/fixed/objective",
         "objective uniformity leaves out terms of SimCLR's InfoNCE: use it with base simclr",
     ),
+    "a stem that an encoder among the choices cannot have": (
+        sweep(
+            space={
+                "parameters": {
+                    "encoder": {"type": "categorical", "choices": ["resnet18", "resnet_tiny"]},
+                    "stem": {"type": "categorical", "choices": ["cifar", "imagenet"]},
+                }
+            }
+        ),
+        "/space/parameters/stem",
+        "resnet_tiny has a stem of its own",
+    ),
     "nothing to train at the low end": (
         sweep(
             space={
