@@ -43,7 +43,7 @@ def _write(path: Path, content: Any) -> str:
 
 
 def test_help_is_light() -> None:
-    heavy = {"torch", "ray", "sqlalchemy", "optuna", "fastapi", "numpy", "pyarrow"}
+    heavy = {"torch", "ray", "sqlalchemy", "optuna", "fastapi", "numpy", "pyarrow", "service"}
     assert not top_modules("import care_sweep.cli") & heavy
 
 

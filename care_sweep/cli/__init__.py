@@ -1,0 +1,23 @@
+"""What can a person type? The command `care-sweep`: the client in a terminal, and the programs it starts.
+
+    instance     a service with its runner and Ray: serve, demo
+    training     one trial here, and what its encoder is good for: train, report, views, embed, export-weights
+    sweeps       what is asked of a service: submit, list, show, watch, best, download, cancel, logs; spaces
+    arguments    what words and files of the command line mean
+    options      what all commands share
+
+Rooms that load torch, Ray or SQL are imported inside the command that needs them: `--help` stays fast.
+"""
+
+# A module's commands join the app where it is imported, and `--help` lists them in that order.
+# isort: off
+from care_sweep.cli.options import app
+from care_sweep.cli import instance, training, sweeps
+# isort: on
+
+__all__ = ["app", "instance", "main", "sweeps", "training"]
+
+
+def main() -> None:
+    """The entry point; exit status 0 done, 1 failed, 2 usage."""
+    app(prog_name="care-sweep")

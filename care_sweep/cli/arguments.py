@@ -1,0 +1,81 @@
+"""What do words and files of the command line mean? Sweeps, spaces and values of a trial."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from care_sweep.errors import CareSweepError
+from care_sweep.spec import Scalar
+
+__all__ = ["DEFAULT_NUM_TRIALS", "assigned", "read", "scalar", "space_document", "sweep_document"]
+
+DEFAULT_NUM_TRIALS = 20
+
+
+def read(path: Path) -> Any:
+    """What a file of YAML or JSON holds.
+
+    Raises:
+        CareSweepError: it cannot be read.
+        InvalidDocument: it is neither.
+    """
+    from care_sweep.search.catalog import read_document  # noqa: PLC0415
+
+    try:
+        return read_document(path.read_bytes())
+    except OSError as error:
+        raise CareSweepError(
+            f"cannot read {path}: {error.strerror}; `care-sweep spaces` lists what needs no file"
+        ) from error
+
+
+def _looks_like_file(what: str) -> bool:
+    return Path(what).suffix in (".yaml", ".yml", ".json") or Path(what).is_file()
+
+
+def sweep_document(what: str) -> dict[str, Any]:
+    """A sweep from a file that holds one, or around a space from a file or of that name."""
+    content = read(Path(what)) if _looks_like_file(what) else what
+    if isinstance(content, Mapping) and "parameters" not in content:
+        return dict(content)
+    named = (
+        content if isinstance(content, str) else content.get("name") if isinstance(content, Mapping) else None
+    )
+    return {"name": named or Path(what).stem, "space": content, "num_trials": DEFAULT_NUM_TRIALS}
+
+
+def space_document(what: str) -> Any:
+    """A space from a file that holds one or a sweep around one, or the one of that name."""
+    from care_sweep.search.catalog import load_space  # noqa: PLC0415
+
+    if not _looks_like_file(what):
+        return load_space(what).model_dump(mode="json")
+    content = read(Path(what))
+    if isinstance(content, Mapping) and "space" in content:
+        content = content["space"]
+    return load_space(content).model_dump(mode="json") if isinstance(content, str) else content
+
+
+def assigned(assignments: list[str]) -> dict[str, Scalar]:
+    """The values that words such as `epochs=3` give.
+
+    Raises:
+        BadParameter: a word is not KEY=VALUE.
+    """
+    pairs = [assignment.partition("=") for assignment in assignments]
+    wrong = [name for name, separator, _ in pairs if not separator or not name]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r} is not KEY=VALUE", param_hint="--set")
+    return {name: scalar(text) for name, _, text in pairs}
+
+
+def scalar(text: str) -> Scalar:
+    """A word of the command line as JSON would have it, else a string."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text

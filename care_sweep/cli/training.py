@@ -1,0 +1,147 @@
+"""What can be had without a service? A trial trained in the terminal, and what its encoder is good for."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from care_sweep import tables
+from care_sweep.cli.arguments import assigned, read, space_document
+from care_sweep.cli.options import INTERRUPTED, Checkpoint, Json, command, print_answer
+from care_sweep.documents import parse
+from care_sweep.settings import Settings
+from care_sweep.spec import SearchSpace, TrialConfig
+
+__all__ = ["embed", "export_weights", "report", "train", "views"]
+
+
+@command()
+def train(
+    space: Annotated[str | None, typer.Option(help="A named search space, or a file with one.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A trial's config.json, to train it again.", exists=True)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many (default: as given there).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of initialisation, order and augmentations (default: 0).")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Images (default: as given there).")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A value of the trial; may be repeated."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the images where they are missing.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in --output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one trial here, without a service: a space's defaults or a config.json, and what --set says."""
+    from care_sweep.one_trial import configure, train_one  # noqa: PLC0415
+
+    if (space is None) == (config is None):
+        raise typer.BadParameter("give one of the two", param_hint="--space / --config")
+    if resume and output is None:
+        raise typer.BadParameter("needs --output, the folder to go on in", param_hint="--resume")
+    settings = Settings.from_environment()
+    overrides = assigned(assignments or [])
+    named = {"epochs": epochs, "dataset": dataset, "seed": seed}
+    overrides |= {key: value for key, value in named.items() if value is not None}
+    if config is not None:
+        trial = parse(TrialConfig, {**read(config), **overrides})
+    else:
+        trial = configure(parse(SearchSpace, space_document(str(space))), overrides)
+    directory = output or settings.home / "trials" / time.strftime("%Y%m%d-%H%M%S")
+    console = Console(stderr=as_json)
+    try:
+        result = train_one(console, trial, settings, directory, download=download, resume=resume)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    print_answer(result, tables.metrics_table(result["metrics"]), as_json)
+    if not as_json:
+        console.print(f"checkpoint: {result['checkpoint']}", soft_wrap=True, highlight=False, markup=False)
+
+
+@command()
+def report(
+    checkpoint: Checkpoint,
+    output: Annotated[
+        Path | None, typer.Option(help="The page (default: CHECKPOINT-report.html, here).")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Images to measure on (default: those it was trained with).")
+    ] = None,
+    measurements: Annotated[
+        Path | None,
+        typer.Option(
+            help="What its epochs reported, as JSON (default: measurements.jsonl beside it, if there).",
+            exists=True,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an encoder and write one HTML page about it."""
+    from care_sweep.after_training import report_on  # noqa: PLC0415
+
+    settings = Settings.from_environment()
+    found = report_on(checkpoint, settings, dataset=dataset, measurements=measurements, output=output)
+    print_answer(found, found["path"], as_json)
+
+
+@command()
+def views(
+    strength: Annotated[
+        list[float] | None, typer.Option(help="One or more, from 0 to 2 (default: 0.5 1 1.5).")
+    ] = None,
+    more: Annotated[list[float] | None, typer.Argument(metavar="[STRENGTH]...", hidden=True)] = None,
+    dataset: Annotated[str, typer.Option(help="Images.")] = "cifar10-mini",
+    resize: Annotated[int | None, typer.Option(help="Side in pixels to bring images to.", min=8)] = None,
+    seed: Annotated[int, typer.Option(help="Of the augmentations.", min=0)] = 1,
+    output: Annotated[Path, typer.Option(help="The picture.")] = Path("views.png"),
+    as_json: Json = False,
+) -> None:
+    """Draw what augmentation strengths do: each image its own augmentation, and one for all of a split."""
+    strengths = [*(strength or []), *(more or [])] or [0.5, 1.0, 1.5]
+    wrong = [value for value in strengths if not 0 <= value <= 2]
+    if wrong:
+        raise typer.BadParameter(f"must be from 0 to 2, it is {wrong[0]:g}", param_hint="--strength")
+    from care_sweep.after_training import sheet_of_views  # noqa: PLC0415
+
+    settings = Settings.from_environment()
+    made = sheet_of_views(strengths, settings, dataset=dataset, resize=resize, seed=seed, output=output)
+    print_answer(made, made["path"], as_json)
+
+
+@command()
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Images, in any folders below it.")],
+    checkpoint: Annotated[str, typer.Option(help="A checkpoint: a file or a URL.")],
+    output: Annotated[Path, typer.Option(help="The Parquet file.")] = Path("embeddings.parquet"),
+    resize: Annotated[
+        int | None, typer.Option(help="Side in pixels (default: that of the training images).", min=8)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write features, embeddings and classes of a folder's images to a Parquet file."""
+    from care_sweep.after_training import embed_images  # noqa: PLC0415
+
+    made = embed_images(Console(stderr=True), folder, checkpoint, output, resize=resize)
+    print_answer(made, f"{made['num_images']} images: {made['path']}", as_json)
+
+
+@command("export-weights")
+def export_weights(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option(help="A name that ends in .safetensors, .pt or .pth.")] = Path(
+        "weights.safetensors"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write an encoder's weights for a plain torchvision ResNet, its probe as fc."""
+    from care_sweep.after_training import export  # noqa: PLC0415
+
+    made = export(checkpoint, output)
+    print_answer(made, made["path"], as_json)
