@@ -8,6 +8,7 @@ CareSweepError
 ├── TrialCollapsed         embeddings that are all at one point
 ├── NotFound               no such sweep, trial, space or checkpoint
 ├── Conflict               the request does not fit the present state
+├── RevisionMismatch       somebody else has changed what the request was about
 ├── IdempotencyKeyReused   an Idempotency-Key that came with another body before
 ├── LeaseLost              another driver owns the sweep now; nothing was written
 ├── DatabaseError          the database is too new, damaged or out of reach
@@ -29,6 +30,7 @@ __all__ = [
     "LeaseLost",
     "NotFound",
     "Problem",
+    "RevisionMismatch",
     "ServiceError",
     "TrialCollapsed",
     "TrialDiverged",
@@ -98,6 +100,10 @@ class NotFound(CareSweepError, LookupError):  # noqa: N818
 
 class Conflict(CareSweepError):  # noqa: N818
     """The request is well-formed but does not fit the present state."""
+
+
+class RevisionMismatch(CareSweepError):  # noqa: N818
+    """The request names a revision that is no longer the newest: somebody else has changed it since."""
 
 
 class IdempotencyKeyReused(CareSweepError):  # noqa: N818

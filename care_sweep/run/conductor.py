@@ -5,6 +5,7 @@ then may the trial go on; whatever dies in between, a new conductor rebuilt from
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from care_sweep.layout import discard_training_states, trial_directory
 from care_sweep.search.asha import SuccessiveHalving
 from care_sweep.search.study import Study
-from care_sweep.spec import Measurement, Scalar, SweepSpec, TrialConfig, TrialState
+from care_sweep.spec import Measurement, Scalar, SweepSpec, SweepState, TrialConfig, TrialState
 from care_sweep.store import Lease, Store, TrialRecord
 
 __all__ = ["MAX_LOSSES", "Assignment", "Conductor"]
@@ -22,12 +23,17 @@ __all__ = ["MAX_LOSSES", "Assignment", "Conductor"]
 _LOG = logging.getLogger(__name__)
 
 MAX_LOSSES = 4
-"""So many attempts of a trial may end with their worker before it has failed; its own failures are final."""
+"""So many attempts of a trial may be lost with their worker or for want of memory before it has failed; its
+own failures are final."""
 
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 60.0
+_BACKOFF_SECONDS = 2.0  # before the second attempt; twice as long before each further one
+_LOOK_SECONDS = 0.5
 _WORKER_LOST = "worker lost"
-
+_OUT_OF_MEMORY = "out of memory"
+_LOSSES = (_WORKER_LOST, _OUT_OF_MEMORY)
+_STOPPED = "stopped"
 
 _COLLAPSED = "collapsed"
 """A worker's reason that makes a trial INFEASIBLE: its point breaks a constraint, and nothing went wrong."""
@@ -52,12 +58,14 @@ class _OpenTrial:
     last_epoch: int = 0
     num_losses: int = 0
     last_value: float | None = None
+    not_before: float = 0.0
 
 
 class Conductor:
     """Runs one sweep's trials from the store's point of view. Used from one thread.
 
-    `next` proposes attempts; `measured`, `failed`, `interrupted` and `lost` hear what became of them.
+    `next` proposes attempts; `measured`, `failed`, `interrupted` and `lost` hear what became of them. `look`
+    hears the wishes of users, at most twice a second.
     """
 
     def __init__(
@@ -69,11 +77,17 @@ class Conductor:
     ) -> None:
         sweep = store.sweep(lease.sweep_id)
         self.spec: SweepSpec = sweep.spec
+        self.gpus_per_trial = 0.0
+        self._store = store
         self._lease = lease
         self._storage = storage
         self._clock = clock
-        started = sweep.started_at if sweep.started_at is not None else store.clock()
-        self._started = clock() - max(0.0, store.clock() - started)
+        self._seconds_before, self._began = sweep.active_seconds, clock()
+        self._gpu_seconds = sweep.gpu_seconds
+        self._revision, self._looked_at = 0, -math.inf
+        self._state = sweep.state
+        self._enqueued: dict[int, Mapping[str, Scalar]] = {}
+        self._stop_requested: frozenset[int] = frozenset()
         self._study = Study(self.spec.space, self.spec.seed)
         stopping = self.spec.early_stopping
         self._halving = SuccessiveHalving(stopping, self.spec.epochs) if stopping else None
@@ -84,47 +98,83 @@ class Conductor:
         self._pause_seconds = 0.0
         self._paused_until = clock()
         self._replay(store)
+        self.look()
 
     # --- what to do next ---
 
     @property
     def is_finished(self) -> bool:
-        """Nothing is open and nothing more will be proposed."""
-        return not self._open and (self._num_started >= self.spec.num_trials or self.is_out_of_budget)
+        """Nothing runs, and nothing will be proposed to this driver any more."""
+        if self.is_paused:
+            return self.num_running == 0
+        nothing_new = self.is_draining or self._num_started >= self.spec.num_trials or self.is_out_of_budget
+        return not self._open and nothing_new
+
+    @property
+    def is_paused(self) -> bool:
+        """A user wants the sweep to stand still: what waits goes on with another driver, once resumed."""
+        return self._state is SweepState.PAUSED
+
+    @property
+    def is_draining(self) -> bool:
+        """A user wants no new trial."""
+        return self._state is SweepState.STOPPING
 
     @property
     def is_out_of_budget(self) -> bool:
         budget = self.spec.budget
-        return budget is not None and self._clock() - self._started >= budget.max_seconds
+        if budget is None:
+            return False
+        seconds = self._seconds_before + self._clock() - self._began
+        return (budget.max_seconds is not None and seconds >= budget.max_seconds) or (
+            budget.max_gpu_hours is not None and self._gpu_seconds >= 3600 * budget.max_gpu_hours
+        )
 
     @property
     def has_cut_short(self) -> bool:
         """The budget was spent before all trials had run."""
-        left_out = self._num_started < self.spec.num_trials
+        left_out = self._num_started < self.spec.num_trials and not self.is_draining
         return self._has_cancelled or (left_out and self.is_out_of_budget)
 
     @property
     def num_running(self) -> int:
         return len(self._open) - len(self._again)
 
+    def look(self) -> None:
+        """Hear what users want since the last look; trials that wait and shall stop end here."""
+        if self._clock() - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = self._clock()
+        wishes = self._store.wishes(self._lease.sweep_id, seen=self._revision)
+        if wishes is None:
+            return
+        self._revision, self._state, self.spec = wishes.revision, wishes.state, wishes.spec
+        self._enqueued = dict(wishes.enqueued)
+        self._stop_requested = wishes.stop_requested
+        for number in [number for number in self._again if number in wishes.stop_requested]:
+            self._again.remove(number)
+            self._lease.finish_trial(number, TrialState.CANCELLED, reason=_STOPPED)
+            self._close(number, TrialState.CANCELLED, None)
+
     def next(self) -> Assignment | None:
         """The next attempt to run, stored as RUNNING; None when there is nothing to start now.
 
-        Interrupted trials go first, then the baselines, then what the search suggests.
+        Interrupted trials go first, then the baselines, what users enqueued, and what the search suggests.
         """
+        self.look()
         if self.is_out_of_budget:
             self._give_up_waiting()
             return None
-        if self._clock() < self._paused_until:
+        if self.is_paused or self._clock() < self._paused_until:
             return None
-        if self._again:
-            number = self._again.popleft()
-            self._open[number].attempt += 1
-        elif self._num_started < self.spec.num_trials:
-            number = self._propose()
-        else:
+        ready = next((n for n in self._again if self._open[n].not_before <= self._clock()), None)
+        if ready is not None:
+            self._again.remove(ready)
+            self._open[ready].attempt += 1
+            return self._start(ready)
+        if self.is_draining or self._num_started >= self.spec.num_trials:
             return None
-        return self._start(number)
+        return self._start_new()
 
     # --- what became of it ---
 
@@ -132,18 +182,26 @@ class Conductor:
         """Store what an epoch reported. True when the trial ends here and its worker must stop."""
         if not self._is_current(number, attempt):
             return True
+        self.look()
         trial = self._open[number]
         if measurement.epoch <= trial.last_epoch:
             return False  # an attempt that found no training state retraces epochs that are stored
         value = measurement.metrics.get(self.spec.metric)
-        state = self._verdict(number, trial, measurement.epoch, value)
+        state, reason = self._verdict(number, trial, measurement.epoch, value)
         final = value if state is TrialState.COMPLETE else None
-        self._lease.record(number, attempt, measurement, state=state, value=final)
+        cost = measurement.seconds * self.gpus_per_trial
+        self._lease.record(
+            number, attempt, measurement, state=state, value=final, reason=reason, gpu_seconds=cost
+        )
+        self._gpu_seconds += cost
         self._remember(number, measurement.epoch, value)
         self._get_on()
         if state is not None:
             self._close(number, state, final)
-        return state is not None
+        elif self.is_paused:
+            self._lease.interrupt_trial(number, reason="paused")
+            self._again.append(number)
+        return state is not None or self.is_paused
 
     def failed(
         self,
@@ -163,7 +221,10 @@ class Conductor:
         trial = self._open[number]
         if measurement is not None and measurement.epoch > trial.last_epoch:
             value = measurement.metrics.get(self.spec.metric)
-            self._lease.record(number, attempt, measurement)
+            cost = measurement.seconds * self.gpus_per_trial
+            self._lease.record(number, attempt, measurement, gpu_seconds=cost)
+            self._gpu_seconds += cost
+            self._get_on()
             if self._halving is not None and not trial.is_baseline and value is not None:
                 self._halving.refill(number, measurement.epoch, value)
             self._remember(number, measurement.epoch, value)
@@ -171,16 +232,18 @@ class Conductor:
         self._lease.finish_trial(number, state, reason=reason, message=message)
         self._close(number, state, trial.last_value)
 
-    def lost(self, number: int, attempt: int, message: str) -> None:
-        """The attempt ended without a word, and not by the trial's fault: again, up to MAX_LOSSES."""
+    def lost(self, number: int, attempt: int, message: str, *, reason: str = _WORKER_LOST) -> None:
+        """The attempt ended, and not by the trial's fault: again after a while, up to MAX_LOSSES."""
         if not self._is_current(number, attempt):
             return
-        self._open[number].num_losses += 1
-        if self._open[number].num_losses < MAX_LOSSES:
-            self._lease.interrupt_trial(number, reason=_WORKER_LOST, message=message)
+        trial = self._open[number]
+        trial.num_losses += 1
+        if trial.num_losses < MAX_LOSSES:
+            self._lease.interrupt_trial(number, reason=reason, message=message)
             self._again.append(number)
+            trial.not_before = self._clock() + _BACKOFF_SECONDS * 2 ** (trial.num_losses - 1)
         else:
-            self.failed(number, attempt, reason=_WORKER_LOST, message=message)
+            self.failed(number, attempt, reason=reason, message=message)
 
     def interrupted(self, number: int, attempt: int, message: str) -> None:
         """The disk took no more: the sweep says so and pauses, then tries again; the trial loses nothing."""
@@ -204,33 +267,48 @@ class Conductor:
             self._pause_seconds = 0.0
             self._lease.explain(None)
 
-    def _propose(self) -> int:
+    def _start_new(self) -> Assignment:
         number = self._num_started
-        baselines = self.spec.space.baselines
+        baselines, point = self.spec.space.baselines, None
         if number < len(baselines):
-            parameters = self.spec.space.baseline_values(baselines[number])
+            parameters: Mapping[str, Scalar] = self.spec.space.baseline_values(baselines[number])
+        elif self._enqueued:
+            point = next(iter(self._enqueued))
+            parameters = self._enqueued.pop(point)
+            self._study.restore(number, parameters, TrialState.RUNNING, {}, None)
         else:
             parameters = self._study.ask(number)
         self._open[number] = _OpenTrial(parameters, number < len(baselines), attempt=1)
         self._num_started += 1
-        return number
+        return self._start(number, enqueued_as=point)
 
-    def _start(self, number: int) -> Assignment:
+    def _start(self, number: int, *, enqueued_as: int | None = None) -> Assignment:
         trial = self._open[number]
-        self._lease.start_attempt(number, trial.attempt, trial.parameters, is_baseline=trial.is_baseline)
+        self._lease.start_attempt(
+            number,
+            trial.attempt,
+            trial.parameters,
+            is_baseline=trial.is_baseline,
+            enqueued_as=enqueued_as,
+        )
         config = self.spec.space.trial_config(trial.parameters, self.spec.seed)
         return Assignment(number, trial.attempt, config, self._trial_directory(number), trial.last_epoch)
 
-    def _verdict(self, number: int, trial: _OpenTrial, epoch: int, value: float | None) -> TrialState | None:
+    def _verdict(
+        self, number: int, trial: _OpenTrial, epoch: int, value: float | None
+    ) -> tuple[TrialState | None, str | None]:
+        """How the trial ends here, if it does, and why."""
         if epoch >= self.spec.epochs:
             assert value is not None, f"the last epoch of trial {number} lacks {self.spec.metric}"
-            return TrialState.COMPLETE
+            return TrialState.COMPLETE, None
+        if number in self._stop_requested:
+            return TrialState.CANCELLED, _STOPPED
         if self.is_out_of_budget:
             self._has_cancelled = True
-            return TrialState.CANCELLED
+            return TrialState.CANCELLED, "budget spent"
         if self._halving is None or trial.is_baseline or value is None:
-            return None
-        return TrialState.PRUNED if self._halving.observe(number, epoch, value) else None
+            return None, None
+        return (TrialState.PRUNED, None) if self._halving.observe(number, epoch, value) else (None, None)
 
     def _remember(self, number: int, epoch: int, value: float | None) -> None:
         trial = self._open[number]
@@ -277,7 +355,7 @@ class Conductor:
             self._replay_trial(record, curves.get(record.number, {}))
         for number, trial in self._open.items():
             attempts = store.attempts(self._lease.sweep_id, number)
-            trial.num_losses = sum(attempt.reason == _WORKER_LOST for attempt in attempts)
+            trial.num_losses = sum(attempt.reason in _LOSSES for attempt in attempts)
 
     def _replay_trial(self, record: TrialRecord, curve: Mapping[int, float]) -> None:
         self._num_started = max(self._num_started, record.number + 1)

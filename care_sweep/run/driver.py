@@ -1,7 +1,7 @@
 """One sweep, from its claim to its end: the process `python -m care_sweep.run.driver`.
 
-One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended, 3 when its lease
-was lost, and otherwise 1: the runner then starts another, which goes on from the store.
+One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended or paused, 3 when
+its lease was lost, and otherwise 1: the runner then starts another, which goes on from the store.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,8 +64,13 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
     with _kept(lease):
         conductor = Conductor(store, lease, settings.storage_uri)
         run_trials(conductor, settings)
+    if conductor.is_paused:
+        lease.release(reason="paused")
+        return
     counts = store.sweep(lease.sweep_id).trial_counts
-    if conductor.has_cut_short and set(counts) != {TrialState.FAILED}:
+    if conductor.is_draining:
+        lease.finish_sweep(SweepState.SUCCEEDED, reason="stopped")
+    elif conductor.has_cut_short and set(counts) != {TrialState.FAILED}:
         lease.finish_sweep(SweepState.SUCCEEDED, reason="budget spent")
     elif counts.get(TrialState.COMPLETE):
         lease.finish_sweep(SweepState.SUCCEEDED)
@@ -75,7 +81,7 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
 
 @contextmanager
 def _kept(lease: Lease) -> Iterator[None]:
-    """Renew the lease for the length of a `with`."""
+    """Renew the lease for the length of a `with`, and count its seconds."""
     done = threading.Event()
     keeper = threading.Thread(target=_keep, args=(lease, done), name="lease", daemon=True)
     keeper.start()
@@ -88,13 +94,15 @@ def _kept(lease: Lease) -> Iterator[None]:
 
 def _keep(lease: Lease, done: threading.Event) -> None:
     """End the process as soon as the lease is lost or the runner gone: it may write nothing more."""
-    runner = os.getppid()
+    runner, counted = os.getppid(), time.monotonic()
     while not done.wait(_RENEW_SECONDS):
         if os.getppid() != runner:
             _LOG.warning("the runner is gone")
             os._exit(1)
+        now = time.monotonic()
         try:
-            lease.renew()
+            lease.renew(now - counted)
+            counted = now
         except LeaseLost as error:
             _LOG.warning("%s", error)
             os._exit(LEASE_LOST)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from care_sweep.errors import LeaseLost
+from care_sweep.errors import LeaseLost, NotFound
 from care_sweep.layout import discard_training_states, sweep_directory
 from care_sweep.run.cluster import connect, describe
 from care_sweep.run.driver import LEASE_LOST
@@ -92,15 +92,15 @@ class Runner:
 
     def _claimable(self) -> list[SweepRecord]:
         """Waiting sweeps, oldest first, after those whose driver or runner has gone."""
-        live = [SweepState.RUNNING, SweepState.STOPPING]
+        live = [SweepState.RUNNING, SweepState.PAUSED, SweepState.STOPPING]
         leased = self.store.sweeps(states=live, oldest_first=True, page_size=1000).items
         abandoned = [s for s in leased if s.id not in self._drivers and self._is_abandoned(s)]
-        queued = self.store.sweeps(states=[SweepState.QUEUED], oldest_first=True, page_size=1).items
-        return [*abandoned, *queued]
+        queued = self.store.sweeps(states=[SweepState.QUEUED], oldest_first=True, page_size=1000).items
+        return [*abandoned, *(s for s in queued if s.id not in self._drivers)]
 
     def _is_abandoned(self, sweep: SweepRecord) -> bool:
         if sweep.lease_owner is None:
-            return True
+            return sweep.state is not SweepState.PAUSED
         now = self.monotonic()
         seen = self._observed.get(sweep.id)
         if seen is None or seen.counter != sweep.lease_counter:
@@ -110,7 +110,10 @@ class Runner:
 
     def _begin(self, sweep: SweepRecord, lease: Lease) -> None:
         self._observed.pop(sweep.id, None)
-        if sweep.state is SweepState.STOPPING:
+        if sweep.state is SweepState.PAUSED:
+            lease.release(reason="paused")
+            return
+        if _is_cancelled(sweep):
             lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
             self._discard_training_states(sweep.id)
             return
@@ -126,17 +129,25 @@ class Runner:
         _LOG.info("sweep %s is driven by process %d", sweep.id, process.pid)
 
     def _look_after(self, driver: _Driver) -> None:
-        sweep = self.store.sweep(driver.lease.sweep_id)
         status = driver.process.poll()
+        try:
+            sweep = self.store.sweep(driver.lease.sweep_id)
+        except NotFound:  # cancelled and deleted before its driver had noticed
+            self._kill(driver)
+            self._drivers.pop(driver.lease.sweep_id)
+            return
         if status is None:
-            if sweep.state is SweepState.STOPPING:
+            if _is_cancelled(sweep) or sweep.state.is_terminal:
                 self._cancel(driver)
             return
         del self._drivers[sweep.id]
-        if sweep.state.is_terminal or status == LEASE_LOST:
+        if sweep.state.is_terminal or status in (0, LEASE_LOST):
             self._deaths.pop(sweep.id, None)
-        elif sweep.state is SweepState.STOPPING:
+        elif _is_cancelled(sweep):
             self._cancel(driver)
+        elif sweep.state is SweepState.PAUSED:
+            with contextlib.suppress(LeaseLost):
+                driver.lease.release(reason="paused")
         else:
             self._replace(driver, status)
 
@@ -176,6 +187,10 @@ class Runner:
         except subprocess.TimeoutExpired:
             os.killpg(driver.process.pid, signal.SIGKILL)
             driver.process.wait()
+
+
+def _is_cancelled(sweep: SweepRecord) -> bool:
+    return sweep.state is SweepState.STOPPING and sweep.reason == "cancelled"
 
 
 class _Complaints:

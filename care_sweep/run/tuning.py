@@ -26,6 +26,7 @@ __all__ = ["capacity_of", "run_trials"]
 def run_trials(conductor: Conductor, settings: Settings) -> None:
     """Run a sweep's trials on the connected Ray cluster until the conductor has no more."""
     resources = _resources_per_trial(conductor.spec.resources)
+    conductor.gpus_per_trial = resources["GPU"]
     searcher = _ConductedSearcher(conductor, resources, settings)
     settings.scratch_directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=settings.scratch_directory, ignore_cleanup_errors=True) as scratch:
@@ -66,6 +67,7 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
         self._is_starved = False
 
     def suggest(self, trial_id: str) -> Any:
+        self._conductor.look()
         if self._conductor.is_finished:
             return Searcher.FINISHED
         is_full = self._conductor.num_running >= self._most_at_once()
@@ -139,6 +141,9 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
             failure = json.loads(result["failure"])
             self._conductor.failed(number, attempt, measurement=measurement, **failure)
             return str(TrialScheduler.CONTINUE)  # the worker returns or raises by itself
+        if "loss" in result:
+            self._conductor.lost(number, attempt, **json.loads(result["loss"]))
+            return str(TrialScheduler.CONTINUE)
         if "interruption" in result:
             self._conductor.interrupted(number, attempt, result["interruption"])
             return str(TrialScheduler.CONTINUE)

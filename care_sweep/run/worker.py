@@ -32,9 +32,9 @@ _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROF
 def run_attempt(order: Mapping[str, Any]) -> None:
     """Train as ordered and report each epoch to the driver; `order` is what `tuning` made of an `Assignment`.
 
-    A failure of the trial itself is reported with its reason, a collapse with what was measured too, an
-    unusable disk as an interruption. After divergence, collapse, unfit images and a full disk the process is
-    fit for the next trial; after any other exception Ray replaces it.
+    A failure of the trial itself is reported with its reason, a collapse with what was measured too, want of
+    memory as a loss, an unusable disk as an interruption. After divergence, collapse, unfit images and a full
+    disk the process is fit for the next trial; after any other exception Ray replaces it.
     """
     try:
         directory = Path(order["directory"]) / f"attempt-{order['attempt']}"
@@ -49,6 +49,10 @@ def run_attempt(order: Mapping[str, Any]) -> None:
     except DatasetError as error:
         _report_failure("dataset", error)
     except Exception as error:
+        if _is_out_of_memory(error):
+            loss = {"reason": "out of memory", "message": str(error)[:4000]}
+            tune.report({"loss": json.dumps(loss)})
+            raise  # the process that could not allocate is not kept
         if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
             _report_failure("error", error)
             raise
@@ -104,6 +108,12 @@ def _reporter(order: Mapping[str, Any]) -> Any:
         tune.report({"measurement": measurement.model_dump_json()})  # as text: Tune flattens what is nested
 
     return report
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch  # noqa: PLC0415
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _report_failure(reason: str, error: Exception, measurement: Measurement | None = None) -> None:

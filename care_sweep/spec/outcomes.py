@@ -10,10 +10,11 @@ __all__ = ["CheckpointReference", "Measurement", "SweepState", "TrialState"]
 
 
 class SweepState(StrEnum):
-    """Where a sweep stands. SUCCEEDED, FAILED and CANCELLED are ends."""
+    """Where a sweep stands. SUCCEEDED, FAILED and CANCELLED are ends; the first two reopen when extended."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
     STOPPING = "STOPPING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"

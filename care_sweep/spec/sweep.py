@@ -37,12 +37,14 @@ class Resources(Document):
 
 
 class Budget(Document):
-    """What a sweep may spend; when it is spent, running trials are cancelled and the sweep succeeds.
+    """What a sweep may spend, looked at after each epoch; once spent, trials are cancelled and it succeeds.
 
-    Seconds are wall-clock time since the sweep first ran, pauses included, looked at after each epoch.
+    Seconds are those in which a driver ran it: neither waiting nor pauses count. GPU hours are those of
+    stored epochs times the GPUs of a trial: what was lost and trained again counts once.
     """
 
-    max_seconds: float = Field(gt=0)
+    max_seconds: float | None = Field(None, gt=0)
+    max_gpu_hours: float | None = Field(None, gt=0)
 
 
 class SweepSpec(Document):

@@ -10,6 +10,7 @@ from care_sweep.store.records import (
     Page,
     SweepRecord,
     TrialRecord,
+    Wishes,
 )
 from care_sweep.store.sweeps import Store
 
@@ -23,5 +24,6 @@ __all__ = [
     "Store",
     "SweepRecord",
     "TrialRecord",
+    "Wishes",
     "open_database",
 ]

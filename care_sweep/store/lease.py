@@ -9,11 +9,14 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from care_sweep.errors import LeaseLost
 from care_sweep.spec import CheckpointReference, Measurement, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
-from care_sweep.store.schema import attempts, events, measurements, sweeps, trials
+from care_sweep.store.ending import OPEN_STATES, add_event, end_sweep
+from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, trials
+from care_sweep.store.transitions import Move, states_before
 
-__all__ = ["Lease", "add_event", "finish"]
+__all__ = ["Lease"]
 
-_OPEN = (TrialState.WAITING, TrialState.RUNNING)
+_HELD = states_before(Move.SUCCEED)
+"""The states in which a sweep has a holder."""
 
 
 class Lease:
@@ -30,10 +33,12 @@ class Lease:
         self._engine = engine
         self._clock = clock
 
-    def renew(self) -> None:
-        """Give a sign of life."""
-        with self._fenced():
-            pass
+    def renew(self, active_seconds: float = 0.0) -> None:
+        """Give a sign of life, and count the seconds that the sweep was driven since the last one."""
+        with self._fenced() as connection:
+            spent = sweeps.c.active_seconds + active_seconds
+            sweep = sweeps.c.id == self.sweep_id
+            connection.execute(update(sweeps).where(sweep).values(active_seconds=spent))
 
     def explain(self, message: str | None) -> None:
         """Say why the sweep does not get on, or with None that it does."""
@@ -46,11 +51,18 @@ class Lease:
                 add_event(connection, self.sweep_id, "sweep", change, self._clock())
 
     def start_attempt(
-        self, number: int, attempt: int, parameters: Mapping[str, Scalar], *, is_baseline: bool
+        self,
+        number: int,
+        attempt: int,
+        parameters: Mapping[str, Scalar],
+        *,
+        is_baseline: bool,
+        enqueued_as: int | None = None,
     ) -> None:
         """A trial begins, for the first time (attempt 1, which creates it) or again (one attempt later).
 
-        An attempt that nobody ended, for its driver died, ends here.
+        An attempt that nobody ended, for its driver died, ends here. A first attempt at an enqueued point
+        takes it from the queue.
         """
         now = self._clock()
         with self._fenced() as connection:
@@ -60,6 +72,10 @@ class Lease:
                 connection.execute(
                     insert(trials).values(sweep_id=self.sweep_id, number=number, **row, **change)
                 )
+                if enqueued_as is not None:
+                    taken = (enqueued.c.sequence == enqueued_as) & enqueued.c.trial_number.is_(None)
+                    changed = connection.execute(update(enqueued).where(taken).values(trial_number=number))
+                    assert changed.rowcount == 1, f"point {enqueued_as} of the queue is taken"
             else:
                 self._close_attempt(connection, number, {"reason": "driver lost", "finished_at": now})
                 changed = connection.execute(
@@ -83,10 +99,12 @@ class Lease:
         *,
         state: TrialState | None = None,
         value: float | None = None,
+        reason: str | None = None,
+        gpu_seconds: float = 0.0,
     ) -> None:
         """Keep what one epoch reported and, with a `state`, end the trial there: both or neither.
 
-        Epochs of a trial are recorded once and in order.
+        Epochs of a trial are recorded once and in order, and so is what they cost.
         """
         now = self._clock()
         with self._fenced() as connection:
@@ -110,8 +128,12 @@ class Lease:
             )
             data = {"number": number, "epoch": measurement.epoch, "metrics": measurement.metrics}
             add_event(connection, self.sweep_id, "measurement", data, now)
+            if gpu_seconds:
+                spent = sweeps.c.gpu_seconds + gpu_seconds
+                sweep = sweeps.c.id == self.sweep_id
+                connection.execute(update(sweeps).where(sweep).values(gpu_seconds=spent))
             if state is not None:
-                self._finish_trial(connection, number, state, value, measurement.checkpoint, None, None)
+                self._finish_trial(connection, number, state, value, measurement.checkpoint, reason, None)
 
     def finish_trial(
         self, number: int, state: TrialState, *, reason: str | None = None, message: str | None = None
@@ -137,11 +159,18 @@ class Lease:
     ) -> None:
         """End the sweep and cancel its open trials; the lease ends with it."""
         with self._fenced() as connection:
-            finish(connection, self.sweep_id, state, reason, message, self._clock())
+            end_sweep(connection, self.sweep_id, state, reason, message, self._clock())
 
-    def release(self) -> None:
-        """Let go of the sweep, so that it can be claimed at once."""
+    def release(self, *, reason: str = "driver ended") -> None:
+        """Let go of the sweep, so that it can be claimed at once; its running trials wait from now on."""
+        now = self._clock()
         with self._fenced() as connection:
+            running = (trials.c.sweep_id == self.sweep_id) & (trials.c.state == TrialState.RUNNING)
+            change = {"state": TrialState.WAITING, "reason": reason, "message": None}
+            for number in connection.execute(select(trials.c.number).where(running)).scalars().all():
+                self._close_attempt(connection, number, {"reason": reason, "finished_at": now})
+                add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
+            connection.execute(update(trials).where(running).values(change))
             connection.execute(update(sweeps).where(sweeps.c.id == self.sweep_id).values(lease_owner=None))
 
     def _finish_trial(
@@ -172,7 +201,7 @@ class Lease:
         return (
             (trials.c.sweep_id == self.sweep_id)
             & (trials.c.number == number)
-            & trials.c.state.in_(list(_OPEN))
+            & trials.c.state.in_(list(OPEN_STATES))
         )
 
     def _close_attempt(self, connection: Connection, number: int, end: Mapping[str, Any]) -> None:
@@ -189,39 +218,9 @@ class Lease:
             held = connection.execute(
                 update(sweeps)
                 .where(sweeps.c.id == self.sweep_id, sweeps.c.fencing_token == self.token)
-                .where(sweeps.c.state.in_([SweepState.RUNNING, SweepState.STOPPING]))
+                .where(sweeps.c.state.in_(_HELD))
                 .values(lease_counter=sweeps.c.lease_counter + 1)
             )
             if held.rowcount != 1:
                 raise LeaseLost(f"sweep {self.sweep_id} is no longer held with token {self.token}")
             yield connection
-
-
-def finish(
-    connection: Connection,
-    sweep_id: str,
-    state: SweepState,
-    reason: str | None,
-    message: str | None,
-    now: float,
-) -> None:
-    """End a sweep in the caller's transaction: no trial of an ended sweep stays open."""
-    assert state.is_terminal
-    end = {"state": TrialState.CANCELLED, "reason": "sweep ended", "finished_at": now}
-    still_open = (trials.c.sweep_id == sweep_id) & trials.c.state.in_(list(_OPEN))
-    for number in connection.execute(select(trials.c.number).where(still_open)).scalars().all():
-        add_event(connection, sweep_id, "trial", {"number": number, "state": TrialState.CANCELLED}, now)
-    connection.execute(update(trials).where(still_open).values(end))
-    connection.execute(
-        update(attempts)
-        .where(attempts.c.sweep_id == sweep_id, attempts.c.finished_at.is_(None))
-        .values(finished_at=now, reason="sweep ended")
-    )
-    change = {"state": state, "reason": reason, "message": message}
-    connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change | {"finished_at": now}))
-    add_event(connection, sweep_id, "sweep", change, now)
-
-
-def add_event(connection: Connection, sweep_id: str, kind: str, data: Mapping[str, Any], now: float) -> None:
-    """Tell of a change in the transaction that makes it, so that neither exists without the other."""
-    connection.execute(insert(events).values(sweep_id=sweep_id, kind=kind, data=dict(data), recorded_at=now))

@@ -14,6 +14,7 @@ __all__ = [
     "Page",
     "SweepRecord",
     "TrialRecord",
+    "Wishes",
 ]
 
 _T = TypeVar("_T")
@@ -29,7 +30,8 @@ class Page(Generic[_T]):
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """One accepted sweep. `fencing_token` counts its claims, `lease_counter` its owner's signs of life."""
+    """One accepted sweep. `fencing_token` counts its claims, `lease_counter` its owner's signs of life,
+    `revision` the wishes of users; what was spent is that of drivers and of stored epochs."""
 
     id: str
     name: str
@@ -43,7 +45,27 @@ class SweepRecord:
     lease_owner: str | None
     fencing_token: int
     lease_counter: int
+    revision: int
+    active_seconds: float
+    gpu_seconds: float
     trial_counts: Mapping[TrialState, int]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What users want of a sweep, as its driver reads it.
+
+    Attributes:
+        stop_requested: numbers of open trials that shall end.
+        enqueued: points that no trial was made of yet, by their sequence, first to last.
+    """
+
+    revision: int
+    state: SweepState
+    reason: str | None
+    spec: SweepSpec
+    stop_requested: frozenset[int]
+    enqueued: Mapping[int, Mapping[str, Scalar]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,7 @@ class TrialRecord:
     checkpoint: CheckpointReference | None
     started_at: float | None
     finished_at: float | None
+    is_stop_requested: bool
 
 
 @dataclass(frozen=True)

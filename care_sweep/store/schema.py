@@ -14,12 +14,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 __all__ = [
     "SCHEMA_VERSION",
     "attempts",
     "clusters",
+    "enqueued",
     "events",
     "idempotency_keys",
     "measurements",
@@ -28,7 +30,7 @@ __all__ = [
     "trials",
 ]
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 metadata = MetaData()
@@ -51,6 +53,9 @@ sweeps = Table(
     Column("lease_owner", String(200)),
     Column("fencing_token", Integer, nullable=False, default=0),
     Column("lease_counter", Integer, nullable=False, default=0),
+    Column("revision", Integer, nullable=False, server_default="1"),
+    Column("active_seconds", Float, nullable=False, server_default="0"),
+    Column("gpu_seconds", Float, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )
 
@@ -70,6 +75,19 @@ trials = Table(
     Column("checkpoint", JSON(none_as_null=True)),
     Column("started_at", Float),
     Column("finished_at", Float),
+    Column("is_stop_requested", Boolean, nullable=False, server_default=false()),
+)
+
+enqueued = Table(
+    "enqueued",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("sweep_id", ForeignKey("sweeps.id", ondelete="CASCADE"), nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("trial_number", Integer),  # the trial that was made of it
+    Column("created_at", Float, nullable=False),
+    Index("enqueued_by_sweep", "sweep_id", "sequence"),
+    sqlite_autoincrement=True,
 )
 
 attempts = Table(

@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, and_, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import Conflict, IdempotencyKeyReused, NotFound
-from care_sweep.spec import CheckpointReference, SweepSpec, SweepState, TrialState
+from care_sweep.spec import SweepSpec, SweepState, TrialState
+from care_sweep.store.control import Control
 from care_sweep.store.database import reading, writing
-from care_sweep.store.lease import Lease, add_event, finish
+from care_sweep.store.ending import OPEN_STATES, add_event
+from care_sweep.store.lease import Lease
 from care_sweep.store.records import (
     AttemptRecord,
     ClusterRecord,
@@ -20,22 +22,25 @@ from care_sweep.store.records import (
     Page,
     SweepRecord,
     TrialRecord,
+    Wishes,
 )
+from care_sweep.store.rows import counts_of_trials, sweep_of, sweep_record, trial_record
 from care_sweep.store.schema import (
     attempts,
     clusters,
+    enqueued,
     events,
     idempotency_keys,
     measurements,
     sweeps,
     trials,
 )
+from care_sweep.store.transitions import Move, state_after, states_before
 
 __all__ = ["Store"]
 
 _KEY_SECONDS = 24 * 3600
 _REPORT_KEPT_SECONDS = 3600
-_LEASED = (SweepState.RUNNING, SweepState.STOPPING)
 
 
 class Store:
@@ -48,6 +53,7 @@ class Store:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         self.engine = engine
         self.clock = clock
+        self.control = Control(engine, clock)
 
     # --- written by the service ---
 
@@ -67,7 +73,7 @@ class Store:
                     if idempotency_key is not None:
                         known = self._by_key(connection, idempotency_key, body_sha256)
                         if known is not None:
-                            return self._sweep(connection, known), False
+                            return sweep_of(connection, known), False
                     return self._insert(connection, spec, idempotency_key, body_sha256), True
             except IntegrityError:
                 if idempotency_key is None:
@@ -82,30 +88,7 @@ class Store:
         """
         with writing(self.engine) as connection:
             known = self._by_key(connection, idempotency_key, body_sha256)
-            return None if known is None else self._sweep(connection, known)
-
-    def request_cancel(self, sweep_id: str) -> SweepRecord:
-        """Cancel a waiting sweep at once; have its runner cancel a running one.
-
-        Raises:
-            NotFound: there is no such sweep.
-            Conflict: it has already ended.
-        """
-        with writing(self.engine) as connection:
-            record = self._sweep(connection, sweep_id)
-            if record.state.is_terminal:
-                raise Conflict(
-                    f"the sweep has already ended as {record.state}; only a live one can be cancelled"
-                )
-            if record.state is SweepState.QUEUED:
-                finish(connection, sweep_id, SweepState.CANCELLED, "cancelled", None, self.clock())
-            elif record.state is SweepState.RUNNING:
-                change = {"state": SweepState.STOPPING, "reason": "cancelled"}
-                running = (sweeps.c.id == sweep_id) & (sweeps.c.state == SweepState.RUNNING)
-                if connection.execute(update(sweeps).where(running).values(change)).rowcount == 0:
-                    raise Conflict(f"the sweep {sweep_id} ended just now")
-                add_event(connection, sweep_id, "sweep", change, self.clock())
-            return self._sweep(connection, sweep_id)
+            return None if known is None else sweep_of(connection, known)
 
     # --- written by a runner ---
 
@@ -114,6 +97,8 @@ class Store:
 
         The comparison and the new fencing token are one statement, so two runners cannot both win.
         """
+        if sweep.state not in states_before(Move.CLAIM):
+            return None
         with writing(self.engine) as connection:
             now = self.clock()
             claimed = connection.execute(
@@ -123,10 +108,9 @@ class Store:
                     sweeps.c.state == sweep.state,
                     sweeps.c.fencing_token == sweep.fencing_token,
                     sweeps.c.lease_counter == sweep.lease_counter,
-                    sweeps.c.state.in_([SweepState.QUEUED, *_LEASED]),
                 )
                 .values(
-                    state=SweepState.RUNNING if sweep.state is SweepState.QUEUED else sweep.state,
+                    state=state_after(Move.CLAIM, sweep.state),
                     fencing_token=sweeps.c.fencing_token + 1,
                     lease_counter=sweeps.c.lease_counter + 1,
                     lease_owner=owner,
@@ -152,12 +136,41 @@ class Store:
     def sweep(self, sweep_id: str) -> SweepRecord:
         """One sweep. Raises NotFound."""
         with reading(self.engine) as connection:
-            return self._sweep(connection, sweep_id)
+            return sweep_of(connection, sweep_id)
 
     def state(self, sweep_id: str) -> SweepState:
         """Where a sweep stands, without the rest of it. Raises NotFound."""
         with reading(self.engine) as connection:
             return self._state(connection, sweep_id)
+
+    def wishes(self, sweep_id: str, *, seen: int) -> Wishes | None:
+        """What users want of a sweep, or None where nothing has been said since the revision `seen`.
+
+        Raises:
+            NotFound: there is no such sweep.
+        """
+        columns = (sweeps.c.revision, sweeps.c.state, sweeps.c.reason, sweeps.c.spec)
+        with reading(self.engine) as connection:
+            row = connection.execute(select(*columns).where(sweeps.c.id == sweep_id)).one_or_none()
+            if row is None:
+                raise NotFound(f"there is no sweep {sweep_id!r}")
+            if row.revision == seen:
+                return None
+            still_open = (trials.c.sweep_id == sweep_id) & trials.c.state.in_(OPEN_STATES)
+            to_stop = select(trials.c.number).where(still_open, trials.c.is_stop_requested)
+            waiting = (enqueued.c.sweep_id == sweep_id) & enqueued.c.trial_number.is_(None)
+            points = select(enqueued.c.sequence, enqueued.c.parameters).where(waiting)
+            return Wishes(
+                revision=row.revision,
+                state=SweepState(row.state),
+                reason=row.reason,
+                spec=SweepSpec.model_validate(row.spec),
+                stop_requested=frozenset(connection.execute(to_stop).scalars()),
+                enqueued={
+                    point.sequence: point.parameters
+                    for point in connection.execute(points.order_by(enqueued.c.sequence))
+                },
+            )
 
     def sweeps(
         self,
@@ -181,9 +194,9 @@ class Store:
             query = query.where(sweeps.c.sequence > last if oldest_first else sweeps.c.sequence < last)
         with reading(self.engine) as connection:
             rows = connection.execute(query).mappings().all()
-            counts = self._trial_counts(connection, [row["id"] for row in rows[:page_size]])
+            counts = counts_of_trials(connection, [row["id"] for row in rows[:page_size]])
         more = str(rows[page_size - 1]["sequence"]) if len(rows) > page_size else None
-        return Page([_sweep_record(row, counts[row["id"]]) for row in rows[:page_size]], more)
+        return Page([sweep_record(row, counts[row["id"]]) for row in rows[:page_size]], more)
 
     def trials(
         self,
@@ -211,7 +224,7 @@ class Store:
             rows = connection.execute(query).mappings().all()
         more = page_size is not None and len(rows) > page_size
         shown = rows[:page_size] if more else rows
-        return Page([_trial_record(row) for row in shown], str(shown[-1]["number"]) if more else None)
+        return Page([trial_record(row) for row in shown], str(shown[-1]["number"]) if more else None)
 
     def trial(self, sweep_id: str, number: int) -> TrialRecord:
         """One trial. Raises NotFound."""
@@ -221,7 +234,7 @@ class Store:
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
             raise NotFound(f"sweep {sweep_id} has no trial {number}")
-        return _trial_record(row)
+        return trial_record(row)
 
     def attempts(self, sweep_id: str, number: int) -> Sequence[AttemptRecord]:
         """Every execution of a trial, first to last. Raises NotFound where there is no such sweep."""
@@ -326,32 +339,13 @@ class Store:
                 )
             )
         add_event(connection, sweep_id, "sweep", {"state": SweepState.QUEUED}, now)
-        return self._sweep(connection, sweep_id)
+        return sweep_of(connection, sweep_id)
 
     def _state(self, connection: Connection, sweep_id: str) -> SweepState:
         state = connection.execute(select(sweeps.c.state).where(sweeps.c.id == sweep_id)).scalar()
         if state is None:
             raise NotFound(f"there is no sweep {sweep_id!r}")
         return SweepState(state)
-
-    def _sweep(self, connection: Connection, sweep_id: str) -> SweepRecord:
-        row = connection.execute(select(sweeps).where(sweeps.c.id == sweep_id)).mappings().one_or_none()
-        if row is None:
-            raise NotFound(f"there is no sweep {sweep_id!r}")
-        return _sweep_record(row, self._trial_counts(connection, [sweep_id])[sweep_id])
-
-    def _trial_counts(
-        self, connection: Connection, sweep_ids: Sequence[str]
-    ) -> Mapping[str, Mapping[TrialState, int]]:
-        counts: dict[str, dict[TrialState, int]] = {sweep_id: {} for sweep_id in sweep_ids}
-        query = (
-            select(trials.c.sweep_id, trials.c.state, func.count())
-            .where(trials.c.sweep_id.in_(list(sweep_ids)))
-            .group_by(trials.c.sweep_id, trials.c.state)
-        )
-        for sweep_id, state, count in connection.execute(query):
-            counts[sweep_id][TrialState(state)] = count
-        return counts
 
 
 _TRIALS = select(trials, measurements.c.metrics).outerjoin(
@@ -368,19 +362,3 @@ def _number(page_token: str) -> int:
     if not page_token.isdecimal() or len(page_token) > 18:
         raise ValueError(f"unknown page token {page_token!r}: use one that the page before gave")
     return int(page_token)
-
-
-def _sweep_record(row: RowMapping, trial_counts: Mapping[TrialState, int]) -> SweepRecord:
-    fields = {key: value for key, value in row.items() if key != "sequence"}
-    fields["spec"] = SweepSpec.model_validate(row["spec"])
-    fields["state"] = SweepState(row["state"])
-    return SweepRecord(**fields, trial_counts=trial_counts)
-
-
-def _trial_record(row: RowMapping) -> TrialRecord:
-    fields = dict(row)
-    fields["state"] = TrialState(row["state"])
-    fields["metrics"] = row["metrics"] or {}
-    if row["checkpoint"] is not None:
-        fields["checkpoint"] = CheckpointReference.model_validate(row["checkpoint"])
-    return TrialRecord(**fields)

@@ -231,6 +231,9 @@ def test_a_lost_worker_is_replaced_until_its_attempts_are_used_up(make_sweep: Ca
     for attempt in range(1, MAX_LOSSES):
         conductor.lost(trial.number, trial.attempt, "its process died")
         assert _measure(conductor, trial, 2, 0.5), "a report that comes after the loss is not stored"
+        sweep.clock.now += 2.0**attempt - 0.1
+        assert _next(conductor).number == attempt, "others go first while a lost trial waits"
+        sweep.clock.now += 0.1
         trial = _next(conductor)
         assert (trial.number, trial.attempt) == (first.number, attempt + 1)
         assert (trial.config, trial.last_epoch) == (first.config, 1)
@@ -308,7 +311,7 @@ def test_a_cancelled_sweep_takes_no_more_writes(make_sweep: Callable[..., _Sweep
     sweep = make_sweep()
     conductor = sweep.conduct()
     trial = _next(conductor)
-    sweep.store.request_cancel(sweep.id)
+    sweep.store.control.cancel(sweep.id)
     sweep.lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
     with pytest.raises(LeaseLost):
         _measure(conductor, trial, 1, 0.5)
@@ -368,9 +371,8 @@ def test_a_failed_point_teaches_the_search_nothing(make_sweep: Callable[..., _Sw
 
 def test_a_budget_runs_on_through_a_restart(make_sweep: Callable[..., _Sweep]) -> None:
     sweep = make_sweep(budget={"max_seconds": 60})
-    sweep.store.clock = lambda: sweep.clock.now
     _next(sweep.conduct())
-    sweep.clock.now += 61
+    sweep.lease.renew(61.0)
     conductor = sweep.conduct()
     assert conductor.next() is None
     assert (conductor.is_finished, conductor.has_cut_short) == (True, True)
@@ -398,3 +400,137 @@ def test_a_budget_spent_while_the_last_open_trial_completes_cuts_the_rest_short(
     assert _measure(conductor, trial, EPOCHS, 0.5)
     assert sweep.store.trial(sweep.id, trial.number).state is TrialState.COMPLETE
     assert (conductor.is_finished, conductor.has_cut_short) == (True, True)
+
+
+# --- what users want of it ---
+
+
+def _wait(sweep: _Sweep) -> None:
+    """Until the conductor looks again."""
+    sweep.clock.now += 0.5
+
+
+def test_a_pause_ends_attempts_at_their_epoch_and_a_new_conductor_goes_on(
+    make_sweep: Callable[..., _Sweep],
+) -> None:
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    first, second = _next(conductor), _next(conductor)
+    sweep.store.control.pause(sweep.id)
+    _wait(sweep)
+    assert conductor.next() is None
+    assert not conductor.is_finished, "two trials run"
+    assert _measure(conductor, first, 1, 0.5), "its epoch is stored, and it stops"
+    assert _measure(conductor, second, 1, 0.6)
+    assert conductor.is_finished
+    sweep.lease.release()
+    waiting = sweep.store.trials(sweep.id).items
+    assert [(t.state, t.reason, t.last_epoch) for t in waiting] == [(TrialState.WAITING, "paused", 1)] * 2
+
+    sweep.store.control.resume(sweep.id)
+    conductor = sweep.conduct()
+    again = [_next(conductor), _next(conductor)]
+    assert [(a.number, a.attempt, a.last_epoch) for a in again] == [(0, 2, 1), (1, 2, 1)]
+    assert _next(conductor).number == 2
+
+
+def test_a_last_epoch_is_complete_in_a_pause_too(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    trial = _next(conductor)
+    for epoch in range(1, EPOCHS):
+        _measure(conductor, trial, epoch, 0.5)
+    sweep.store.control.pause(sweep.id)
+    _wait(sweep)
+    assert _measure(conductor, trial, EPOCHS, 0.5)
+    assert sweep.store.trial(sweep.id, 0).state is TrialState.COMPLETE
+
+
+def test_a_drained_sweep_starts_nothing_new_and_lets_end_what_began(
+    make_sweep: Callable[..., _Sweep],
+) -> None:
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    first, second = _next(conductor), _next(conductor)
+    conductor.lost(second.number, second.attempt, "its process died")
+    sweep.store.control.stop(sweep.id)
+    sweep.clock.now += 10
+    again = _next(conductor)
+    assert again.number == second.number, "it had begun"
+    assert conductor.next() is None
+    assert _run(conductor, first, 0.5) == EPOCHS
+    assert not conductor.is_finished
+    assert _run(conductor, again, 0.6) == EPOCHS
+    assert (conductor.is_finished, conductor.has_cut_short) == (True, False)
+
+
+def test_one_trial_can_be_stopped(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    _, running, waiting = (_next(conductor) for _ in range(3))
+    conductor.lost(waiting.number, waiting.attempt, "its process died")
+    for trial in (running, waiting):
+        sweep.store.control.stop_trial(sweep.id, trial.number)
+    _wait(sweep)
+    assert _measure(conductor, running, 1, 0.5)
+    ended = [sweep.store.trial(sweep.id, trial.number) for trial in (running, waiting)]
+    assert [(t.state, t.reason) for t in ended] == [(TrialState.CANCELLED, "stopped")] * 2
+    assert _told(conductor) == [], "nothing is learnt of points whose trials a user stopped"
+    sweep.clock.now += 10
+    assert _next(conductor).number == 3
+
+
+def test_enqueued_points_come_after_baselines_and_are_learnt_from(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(early_stopping="none", num_trials=3)
+    point = {"equivariance_weight": 0.25, "temperature": 0.75}
+    sweep.store.control.enqueue(sweep.id, point)
+    conductor = sweep.conduct()
+    assert _next(conductor).config.equivariance_weight == 0.0
+    enqueued = _next(conductor)
+    assert sweep.store.trial(sweep.id, enqueued.number).parameters == point
+    _run(conductor, enqueued, 0.7)
+    assert _told(conductor) == [("COMPLETE", 0.7, False)]
+    conductor = sweep.conduct()
+    assert [_next(conductor).number, _next(conductor).number] == [0, 2], "it is taken once"
+    assert sweep.store.trial(sweep.id, 2).parameters != point
+
+
+def test_more_trials_are_begun_as_soon_as_they_are_wanted(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(num_trials=1)
+    conductor = sweep.conduct()
+    _run(conductor, _next(conductor), 0.5)
+    assert conductor.is_finished
+    more = {"num_trials": 2, "max_concurrent_trials": 3}
+    sweep.store.control.extend(sweep.id, lambda spec: spec.model_copy(update=more))
+    _wait(sweep)
+    assert _next(conductor).number == 1
+    assert conductor.spec.max_concurrent_trials == 3
+
+
+def test_gpu_hours_are_those_of_stored_epochs_by_whichever_driver(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(early_stopping="none", budget={"max_gpu_hours": 3.5 / 3600})
+    for epoch in (1, 2, 3):
+        conductor = sweep.conduct()
+        conductor.gpus_per_trial = 0.5
+        trial = _next(conductor)
+        conductor.measured(trial.number, trial.attempt, _seconds(epoch, 2.0))
+        assert conductor.measured(trial.number, trial.attempt, _seconds(epoch, 9.0)) is False, "counted once"
+        assert not conductor.is_out_of_budget
+    assert sweep.store.sweep(sweep.id).gpu_seconds == 3.0
+    conductor.measured(trial.number, trial.attempt, _seconds(4, 2.0))
+    assert conductor.is_out_of_budget
+
+
+def _seconds(epoch: int, seconds: float) -> Measurement:
+    return Measurement(epoch=epoch, metrics={"validation_knn_accuracy": 0.5}, seconds=seconds)
+
+
+def test_seconds_without_a_driver_are_not_spent(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(budget={"max_seconds": 60})
+    sweep.conduct()
+    sweep.lease.renew(40.0)
+    sweep.clock.now += 3600
+    conductor = sweep.conduct()
+    assert not conductor.is_out_of_budget
+    sweep.clock.now += 20
+    assert conductor.is_out_of_budget

@@ -27,12 +27,12 @@ def _strike() -> None:
 
 def _cancel_running(store: Store) -> Callable[[], object]:
     lease = claimed(store)
-    return lambda: store.request_cancel(lease.sweep_id)
+    return lambda: store.control.cancel(lease.sweep_id)
 
 
 def _cancel_queued(store: Store) -> Callable[[], object]:
     record, _ = store.submit(spec())
-    return lambda: store.request_cancel(record.id)
+    return lambda: store.control.cancel(record.id)
 
 
 def _claim(store: Store) -> Callable[[], object]:

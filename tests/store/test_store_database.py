@@ -10,10 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from situations import claimed, in_the_middle, picture
+from situations import claimed, in_the_middle, picture, spec
 from sqlalchemy import delete, insert, text
 from sqlalchemy.exc import IntegrityError
 
@@ -51,6 +53,36 @@ def test_migrations_build_what_the_schema_says(store: Store) -> None:
         )
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == SCHEMA_VERSION
+
+
+@pytest.mark.parametrize("release", ["0001"])
+def test_every_released_schema_is_migrated_with_its_rows(database_url: str, release: str) -> None:
+    """The rows are written as that release wrote them, by name."""
+    engine = open_database(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with writing(engine) as connection:
+        metadata.drop_all(connection)
+        connection.execute(text("DELETE FROM alembic_version"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, release)
+        sweep = (
+            "INSERT INTO sweeps (id, name, spec, state, created_at, fencing_token, lease_counter)"
+            " VALUES ('abc', 'old', :spec, 'QUEUED', 1.5, 0, 0)"
+        )
+        connection.execute(text(sweep), {"spec": json.dumps(spec().model_dump(mode="json"))})
+        connection.exec_driver_sql(
+            "INSERT INTO trials (sweep_id, number, parameters, is_baseline, state, attempt, last_epoch)"
+            " VALUES ('abc', 0, '{}', FALSE, 'RUNNING', 2, 7)"
+        )
+    engine.dispose()
+
+    engine = open_database(database_url)
+    store = Store(engine)
+    record, (trial,) = store.sweep("abc"), store.trials("abc").items
+    engine.dispose()
+    assert (record.name, record.spec, record.revision, record.active_seconds) == ("old", spec(), 1, 0.0)
+    assert (trial.state, trial.attempt, trial.last_epoch, trial.is_stop_requested) == ("RUNNING", 2, 7, False)
 
 
 def test_opening_again_changes_nothing(store: Store, database_url: str) -> None:

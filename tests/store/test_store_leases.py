@@ -63,7 +63,7 @@ TOLD = {
     "finish_trial": [("trial", 0, "FAILED")],
     "interrupt_trial": [("trial", 0, "WAITING")],
     "finish_sweep": [("trial", 0, "CANCELLED"), ("trial", 1, "CANCELLED"), ("sweep", None, "SUCCEEDED")],
-    "release": [],
+    "release": [("trial", 0, "WAITING")],
 }
 
 
@@ -86,7 +86,7 @@ def test_a_write_is_told_once_and_is_a_sign_of_life(store: Store, clock: Clock, 
 def test_a_record_read_before_a_cancel_cannot_claim(store: Store) -> None:
     lease = claimed(store)
     stale = store.sweep(lease.sweep_id)
-    store.request_cancel(lease.sweep_id)
+    store.control.cancel(lease.sweep_id)
     assert store.claim(stale, "thief") is None
 
 
@@ -116,7 +116,7 @@ def test_a_takeover_grows_the_token_and_keeps_everything_else(store: Store, cloc
 
 def test_a_stopping_sweep_stays_stopping_when_it_is_taken_over(store: Store) -> None:
     lease = claimed(store)
-    second = store.claim(store.request_cancel(lease.sweep_id), "other")
+    second = store.claim(store.control.cancel(lease.sweep_id), "other")
     assert second is not None
     second.renew()
     assert store.sweep(second.sweep_id).state is SweepState.STOPPING
@@ -142,7 +142,7 @@ def _ended(_: Store, lease: Lease) -> None:
 
 
 def _cancelled_by_another(store: Store, lease: Lease) -> None:
-    holder = store.claim(store.request_cancel(lease.sweep_id), "other")
+    holder = store.claim(store.control.cancel(lease.sweep_id), "other")
     assert holder is not None
     holder.finish_sweep(SweepState.CANCELLED)
 

@@ -44,7 +44,7 @@ def _fill(store: Store) -> Sequence[str]:
             record, _ = store.submit(spec(f"number {number}"))
             if number % 4 and (lease := store.claim(record, "runner")):
                 if number % 4 == 2:
-                    store.request_cancel(record.id)
+                    store.control.cancel(record.id)
                 elif number % 4 == 3:
                     lease.finish_sweep(SweepState.SUCCEEDED)
     return [record.id for record in store.sweeps(oldest_first=True, page_size=100).items]

@@ -27,7 +27,7 @@ def test_without_a_key_every_submission_is_a_sweep(store: Store) -> None:
 
 def test_the_same_key_and_body_answer_the_first_sweep_as_it_is_now(store: Store, other_store: Store) -> None:
     first, _ = store.submit(spec(), idempotency_key="k", body_sha256="a")
-    cancelled = store.request_cancel(first.id)
+    cancelled = store.control.cancel(first.id)
     before = picture(store)
 
     assert other_store.submit(spec(), idempotency_key="k", body_sha256="a") == (cancelled, False)
@@ -101,7 +101,7 @@ def test_cancelling_a_waiting_sweep_ends_it(store: Store, clock: Clock) -> None:
     before = store.events(queued.id)
     clock.now += 5
 
-    record = store.request_cancel(queued.id)
+    record = store.control.cancel(queued.id)
 
     assert (record.state, record.reason, record.finished_at) == (SweepState.CANCELLED, "cancelled", clock.now)
     assert events_after(store, queued.id, before) == [("sweep", None, "CANCELLED")]
@@ -113,7 +113,7 @@ def test_cancelling_a_running_sweep_asks_its_holder(store: Store) -> None:
     lease = claimed(store)
     before = store.events(lease.sweep_id)
 
-    record = store.request_cancel(lease.sweep_id)
+    record = store.control.cancel(lease.sweep_id)
 
     assert (record.state, record.reason, record.finished_at) == (SweepState.STOPPING, "cancelled", None)
     assert events_after(store, lease.sweep_id, before) == [("sweep", None, "STOPPING")]
@@ -125,9 +125,9 @@ def test_cancelling_a_running_sweep_asks_its_holder(store: Store) -> None:
 
 def test_cancelling_again_changes_nothing(store: Store) -> None:
     lease = claimed(store)
-    record = store.request_cancel(lease.sweep_id)
+    record = store.control.cancel(lease.sweep_id)
     before = picture(store)
-    assert store.request_cancel(lease.sweep_id) == record
+    assert store.control.cancel(lease.sweep_id) == record
     assert picture(store) == before
 
 
@@ -137,7 +137,7 @@ def test_an_ended_sweep_cannot_be_cancelled(store: Store, end: SweepState) -> No
     lease.finish_sweep(end)
     before = picture(store)
     with pytest.raises(Conflict, match=f"already ended as {end}"):
-        store.request_cancel(lease.sweep_id)
+        store.control.cancel(lease.sweep_id)
     assert picture(store) == before
 
 
@@ -145,7 +145,7 @@ def test_what_is_not_there_is_not_found(store: Store) -> None:
     lease = claimed(store)
     for look in (
         store.sweep,
-        store.request_cancel,
+        store.control.cancel,
         store.trials,
         store.measurements,
         store.events,

@@ -1,0 +1,150 @@
+"""What may a user do to a sweep that is there? Every wish is one transaction that the driver hears of.
+
+A wish locks the sweep's row first, as every write of its driver does, so the two have an order on every
+database; then it moves the sweep's revision. The driver looks at the revision and obeys; a sweep that nobody
+drives changes at once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+
+from care_sweep.errors import Conflict, NotFound, RevisionMismatch
+from care_sweep.spec import Scalar, SweepSpec, SweepState, TrialState
+from care_sweep.store.database import writing
+from care_sweep.store.ending import add_event, end_sweep
+from care_sweep.store.records import SweepRecord
+from care_sweep.store.rows import sweep_of
+from care_sweep.store.schema import enqueued, sweeps, trials
+from care_sweep.store.transitions import Move, state_after
+
+__all__ = ["Control"]
+
+
+class Control:
+    """The wishes of users. Each method answers the sweep as it is then.
+
+    All raise `NotFound` where there is no such sweep, and `Conflict` where its state does not allow the move.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def pause(self, sweep_id: str) -> SweepRecord:
+        """Start nothing more; running trials stop at the end of their epoch and give back what they hold."""
+        with self._moving(sweep_id, Move.PAUSE) as (connection, _):
+            self._change(connection, sweep_id, {"state": SweepState.PAUSED})
+            return sweep_of(connection, sweep_id)
+
+    def resume(self, sweep_id: str) -> SweepRecord:
+        """Let a runner take a paused sweep up again; its trials go on from their last epochs."""
+        with self._moving(sweep_id, Move.RESUME) as (connection, _):
+            self._change(connection, sweep_id, {"state": SweepState.QUEUED, "lease_owner": None})
+            return sweep_of(connection, sweep_id)
+
+    def stop(self, sweep_id: str) -> SweepRecord:
+        """Start no new trial and let those that have begun end; the sweep succeeds with what it has."""
+        return self._end(sweep_id, Move.STOP, "stopped")
+
+    def cancel(self, sweep_id: str) -> SweepRecord:
+        """End the sweep now; what has not been measured by then never will be."""
+        return self._end(sweep_id, Move.CANCEL, "cancelled")
+
+    def extend(
+        self, sweep_id: str, revise: Callable[[SweepSpec], SweepSpec], *, revision: int | None = None
+    ) -> SweepRecord:
+        """Replace what the sweep may spend and run; one that has ended goes on, with all it has learnt.
+
+        Args:
+            revise: makes the new document of the present one; what it raises passes through.
+            revision: the one the user has seen; None for whichever.
+
+        Raises:
+            RevisionMismatch: the sweep has another revision by now.
+        """
+        with self._moving(sweep_id, Move.EXTEND) as (connection, before):
+            if revision is not None and before.revision != revision:
+                raise RevisionMismatch(
+                    f"the sweep has revision {before.revision}, not {revision}: read it again and decide anew"
+                )
+            spec = revise(before.spec)
+            num_begun = sum(before.trial_counts.values())
+            if spec.num_trials < num_begun:
+                raise Conflict(
+                    f"num_trials {spec.num_trials} is less than the {num_begun} trials that have begun; "
+                    f"use {num_begun} or more, or stop the sweep"
+                )
+            after = state_after(Move.EXTEND, before.state)
+            self._revise(connection, sweep_id, {"spec": spec.model_dump(mode="json")})
+            if after is not before.state:
+                reopened = {"reason": None, "message": None, "finished_at": None, "lease_owner": None}
+                change = {"state": after, **reopened}
+                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change))
+                add_event(connection, sweep_id, "sweep", {"state": after}, self._clock())
+            return sweep_of(connection, sweep_id)
+
+    def enqueue(self, sweep_id: str, parameters: Mapping[str, Scalar]) -> SweepRecord:
+        """Have a configuration tried before what the search suggests; it takes one of `num_trials`."""
+        with self._moving(sweep_id, Move.ENQUEUE) as (connection, before):
+            waiting = (enqueued.c.sweep_id == sweep_id) & enqueued.c.trial_number.is_(None)
+            num_waiting = connection.execute(select(func.count()).where(waiting)).scalar_one()
+            num_taken = sum(before.trial_counts.values()) + num_waiting
+            num_taken = max(num_taken, len(before.spec.space.baselines) + num_waiting)
+            if num_taken >= before.spec.num_trials:
+                raise Conflict(
+                    f"all {before.spec.num_trials} trials of the sweep are taken: extend num_trials first"
+                )
+            row = {"sweep_id": sweep_id, "parameters": dict(parameters), "created_at": self._clock()}
+            connection.execute(insert(enqueued).values(row))
+            self._revise(connection, sweep_id)
+            return sweep_of(connection, sweep_id)
+
+    def stop_trial(self, sweep_id: str, number: int) -> SweepRecord:
+        """Have one open trial cancelled, at the end of its epoch if it runs."""
+        with self._moving(sweep_id, Move.STOP_TRIAL) as (connection, _):
+            this = (trials.c.sweep_id == sweep_id) & (trials.c.number == number)
+            state = connection.execute(select(trials.c.state).where(this)).scalar()
+            if state is None:
+                raise NotFound(f"sweep {sweep_id} has no trial {number}")
+            if TrialState(state).is_terminal:
+                raise Conflict(f"trial {number} has already ended as {state}")
+            connection.execute(update(trials).where(this).values(is_stop_requested=True))
+            self._revise(connection, sweep_id)
+            return sweep_of(connection, sweep_id)
+
+    def delete(self, sweep_id: str) -> None:
+        """Delete all rows of an ended sweep. Its artifacts are the caller's to delete, after that."""
+        with self._moving(sweep_id, Move.DELETE) as (connection, _):
+            connection.execute(delete(sweeps).where(sweeps.c.id == sweep_id))
+
+    def _end(self, sweep_id: str, move: Move, reason: str) -> SweepRecord:
+        with self._moving(sweep_id, move) as (connection, before):
+            after = state_after(move, before.state)
+            if after.is_terminal:
+                self._revise(connection, sweep_id)
+                end_sweep(connection, sweep_id, after, reason, None, self._clock())
+            elif (after, reason) != (before.state, before.reason):
+                self._change(connection, sweep_id, {"state": after, "reason": reason})
+            return sweep_of(connection, sweep_id)
+
+    def _change(self, connection: Connection, sweep_id: str, change: Mapping[str, Any]) -> None:
+        self._revise(connection, sweep_id, change)
+        told = {key: change[key] for key in ("state", "reason", "message") if key in change}
+        add_event(connection, sweep_id, "sweep", told, self._clock())
+
+    def _revise(self, connection: Connection, sweep_id: str, change: Mapping[str, Any] | None = None) -> None:
+        values = {"revision": sweeps.c.revision + 1, **(change or {})}
+        connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(values))
+
+    @contextmanager
+    def _moving(self, sweep_id: str, move: Move) -> Iterator[tuple[Connection, SweepRecord]]:
+        """The sweep as it stands, locked."""
+        this = sweeps.c.id == sweep_id
+        with writing(self._engine) as connection:
+            connection.execute(select(sweeps.c.id).where(this).with_for_update())  # SQLite has locked it all
+            before = sweep_of(connection, sweep_id)
+            state_after(move, before.state)
+            yield connection, before

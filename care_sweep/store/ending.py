@@ -1,0 +1,43 @@
+"""How does a sweep end, and how is any change of it told? Inside the transaction that makes the change."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from care_sweep.spec import SweepState, TrialState
+from care_sweep.store.schema import attempts, events, sweeps, trials
+
+__all__ = ["OPEN_STATES", "add_event", "end_sweep"]
+
+OPEN_STATES = (TrialState.WAITING, TrialState.RUNNING)
+
+
+def end_sweep(
+    connection: Connection,
+    sweep_id: str,
+    state: SweepState,
+    reason: str | None,
+    message: str | None,
+    now: float,
+) -> None:
+    """End a sweep in the caller's transaction; no trial of an ended sweep stays open."""
+    assert state.is_terminal
+    end = {"state": TrialState.CANCELLED, "reason": "sweep ended", "finished_at": now}
+    still_open = (trials.c.sweep_id == sweep_id) & trials.c.state.in_(list(OPEN_STATES))
+    for number in connection.execute(select(trials.c.number).where(still_open)).scalars().all():
+        add_event(connection, sweep_id, "trial", {"number": number, "state": TrialState.CANCELLED}, now)
+    connection.execute(update(trials).where(still_open).values(end))
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.sweep_id == sweep_id, attempts.c.finished_at.is_(None))
+        .values(finished_at=now, reason="sweep ended")
+    )
+    change = {"state": state, "reason": reason, "message": message}
+    connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change | {"finished_at": now}))
+    add_event(connection, sweep_id, "sweep", change, now)
+
+
+def add_event(connection: Connection, sweep_id: str, kind: str, data: Mapping[str, Any], now: float) -> None:
+    """Tell of a change in the transaction that makes it, so that neither exists without the other."""
+    connection.execute(insert(events).values(sweep_id=sweep_id, kind=kind, data=dict(data), recorded_at=now))
