@@ -63,12 +63,19 @@ def embed_images(
     return {"path": str(output), "num_images": num_images}
 
 
-def export(source: str, output: Path) -> dict[str, Any]:
-    """Write a checkpoint's weights with torchvision's keys; where they lie."""
+def export(source: str, output: Path, *, size: int | None = None) -> dict[str, Any]:
+    """Write a checkpoint's weights with torchvision's keys, or as `.onnx` all it computes; where they lie.
+
+    `size` is the side in pixels of the images that an ONNX file takes.
+    """
     from care_sweep.learn.export import export_weights  # noqa: PLC0415
+    from care_sweep.learn.onnx_export import export_onnx  # noqa: PLC0415
 
     encoder = load(source)
-    export_weights(encoder, output)
+    if output.suffix == ".onnx":
+        export_onnx(encoder, output, size=None if size is None else (size, size))
+    else:
+        export_weights(encoder, output)
     return {"path": str(output), "network": encoder.config.encoder, "num_classes": len(encoder.class_names)}
 
 

@@ -105,4 +105,15 @@ def test_export_weights(run: Run, trial: Path, tmp_path: Path) -> None:
     made = json.loads(run("export-weights", checkpoint, "--output", "plain.pt", "--json").stdout)
     assert made == {"path": "plain.pt", "network": "resnet18", "num_classes": 10}
     assert torch.load(tmp_path / "plain.pt", weights_only=True)["fc.weight"].shape == (10, 512)
-    assert "must end in" in run("export-weights", checkpoint, "--output", "x.onnx", status=1).stderr
+    assert "must end in" in run("export-weights", checkpoint, "--output", "x.bin", status=1).stderr
+    run("export-weights", checkpoint, "--size", "32", status=2)
+
+
+@pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning")  # torch 2.11's own
+def test_export_weights_as_onnx(run: Run, trial: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    checkpoint = str(trial / "resnet_tiny.tar")
+    shown = run("export-weights", checkpoint, "--output", "encoder.onnx", "--size", "24").stdout
+    assert shown == "encoder.onnx\n"
+    assert (tmp_path / "encoder.onnx").stat().st_size > 1e6

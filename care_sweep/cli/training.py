@@ -135,13 +135,23 @@ def embed(
 @command("export-weights")
 def export_weights(
     checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Option(help="A name that ends in .safetensors, .pt or .pth.")] = Path(
-        "weights.safetensors"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="A name that ends in .safetensors, .pt, .pth or .onnx.")
+    ] = Path("weights.safetensors"),
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels of ONNX's images (default: that of the training images).", min=8),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write an encoder's weights for a plain torchvision ResNet, its probe as fc."""
+    """Write an encoder's weights for a plain torchvision ResNet, its probe as fc, or the whole as ONNX.
+
+    The ONNX file takes images (N, 3, H, W) in [0, 1] and gives features, embeddings and class scores. To
+    write one, install care-sweep with its extra `onnx`.
+    """
+    if size is not None and output.suffix != ".onnx":
+        raise typer.BadParameter(f"is for an .onnx file, --output is {output}", param_hint="--size")
     from care_sweep.after_training import export  # noqa: PLC0415
 
-    made = export(checkpoint, output)
+    made = export(checkpoint, output, size=size)
     print_answer(made, made["path"], as_json)

@@ -25,7 +25,7 @@ from care_sweep.errors import CheckpointError
 from care_sweep.learn.checkpoint import LoadedEncoder
 from care_sweep.learn.durable import write_durably
 
-__all__ = ["export_weights", "to_torchvision"]
+__all__ = ["export_weights", "to_torchvision", "told_with_weights"]
 
 _PICKLED = (".pt", ".pth")
 
@@ -38,15 +38,24 @@ def to_torchvision(encoder: LoadedEncoder) -> dict[str, Tensor]:
     """
     name = encoder.config.encoder
     if name not in ("resnet18", "resnet50"):
-        raise CheckpointError(f"torchvision has no {name}; only resnet18 and resnet50 can be exported")
+        raise CheckpointError(
+            f"torchvision has no {name}, only resnet18 and resnet50; as .onnx any encoder can be exported"
+        )
     state = dict(encoder.model.encoder.state_dict())
     state |= {f"fc.{key}": value for key, value in encoder.probe.state_dict().items()}
     return {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state.items()}
 
 
+def told_with_weights(encoder: LoadedEncoder) -> dict[str, str]:
+    """What an exported file's metadata tells: network and stem, and as JSON mean, std and class names."""
+    dataset, config = encoder.manifest["dataset"], encoder.config
+    kept = {key: json.dumps(dataset[key]) for key in ("mean", "std", "class_names")}
+    return {"network": config.encoder, "stem": config.stem, **kept}
+
+
 def export_weights(encoder: LoadedEncoder, path: Path) -> None:
     """Write `to_torchvision` durably: as `.safetensors` with its stem and what images must be normalised by,
-    or for `torch.load(path, weights_only=True)` as `.pt` or `.pth`.
+    or for `torch.load(path, weights_only=True)` as `.pt` or `.pth`. (`.onnx` is written by `onnx_export`.)
 
     Raises:
         CheckpointError: as `to_torchvision`, or the name ends in none of these.
@@ -57,11 +66,7 @@ def export_weights(encoder: LoadedEncoder, path: Path) -> None:
         torch.save(state, buffer)
         content = buffer.getvalue()
     elif path.suffix == ".safetensors":
-        dataset = encoder.manifest["dataset"]
-        kept = ("mean", "std", "class_names")
-        metadata = {"network": encoder.config.encoder, "stem": encoder.config.stem}
-        metadata |= {key: json.dumps(dataset[key]) for key in kept}
-        content = safetensors.torch.save(state, metadata)
+        content = safetensors.torch.save(state, told_with_weights(encoder))
     else:
-        raise CheckpointError(f"{path}: the name must end in .safetensors, .pt or .pth")
+        raise CheckpointError(f"{path}: the name must end in .safetensors, .pt, .pth or .onnx")
     write_durably(path, content)
