@@ -16,7 +16,7 @@ from care_sweep.one_trial import MEASUREMENTS_NAME
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement
 
-__all__ = ["embed_images", "export", "report_on", "sheet_of_views"]
+__all__ = ["embed_images", "export", "read_measurements", "report_on", "sheet_of_views"]
 
 
 def report_on(
@@ -27,7 +27,7 @@ def report_on(
 
     encoder = _load(source)
     log = measurements or Path(source).with_name(MEASUREMENTS_NAME)
-    history = _read_measurements(log) if measurements is not None or log.is_file() else []
+    history = read_measurements(log) if measurements is not None or log.is_file() else []
     found = examine(encoder, _dataset(encoder, settings, dataset))
     path = output or Path(f"{Path(source).stem or 'checkpoint'}-report.html")
     path.write_text(render(encoder, found, history))
@@ -100,22 +100,28 @@ def _dataset(encoder: LoadedEncoder, settings: Settings, name: str | None) -> Da
         raise DatasetError(f"{error} (or name other images with --dataset)") from error
 
 
-def _read_measurements(path: Path) -> list[Measurement]:
-    """Measurements by epoch, the last of each: lines of JSON, or a list as the service answers it.
+def read_measurements(path: Path) -> list[Measurement]:
+    """Measurements by epoch, the last of each, from a file that holds one a line as `train` writes them, the
+    service's answer of `/v1/sweeps/ID/trials/NUMBER/measurements`, or the list in it.
 
     Raises:
-        DatasetError: it is neither.
+        DatasetError: it holds none of these.
     """
-    text = path.read_text()
-    try:
-        found = (
-            json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(row) for row in text.splitlines()]
-        )
-    except ValueError as error:
-        raise DatasetError(f"{path}: no JSON ({error}); it should hold a measurement a line") from error
     known = Measurement.model_fields
     try:
+        found = _rows(path.read_text())
         measured = [parse(Measurement, {key: row[key] for key in row if key in known}) for row in found]
-    except (InvalidDocument, TypeError) as error:
-        raise DatasetError(f"{path}: does not hold measurements ({error})") from error
+    except (InvalidDocument, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path}: does not hold measurements ({error}); give a measurements.jsonl, or what a service "
+            "answers at /v1/sweeps/ID/trials/NUMBER/measurements"
+        ) from error
     return sorted({one.epoch: one for one in measured}.values(), key=lambda one: one.epoch)
+
+
+def _rows(text: str) -> Any:
+    try:
+        whole = json.loads(text)
+    except ValueError:  # more than one line, each a document of its own
+        return [json.loads(line) for line in text.splitlines()]
+    return whole.get("measurements", [whole]) if isinstance(whole, dict) else whole

@@ -75,7 +75,8 @@ def test_what_report_refuses(run: Run, trial: Path, tmp_path: Path) -> None:
     checkpoint = str(trial / "resnet_tiny.tar")
     assert "cannot be read" in run("report", "nothing.tar", status=1).stderr
     assert "there is no" in run("report", checkpoint, "--dataset", "parquet:nothing", status=1).stderr
-    for content in ("no JSON", '[{"epoch": 0, "metrics": {}, "seconds": 1}]', "[1]"):
+    nothing = ("no JSON", "1", "[1]", '{"measurements": null}', '{"epoch": 1}')
+    for content in (*nothing, '[{"epoch": 0, "metrics": {}, "seconds": 1}]', '{"epoch": 1}\n{"epoch":'):
         (tmp_path / "log").write_text(content)
         assert "log: " in run("report", checkpoint, "--measurements", "log", status=1).stderr
 

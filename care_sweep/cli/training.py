@@ -77,7 +77,9 @@ def report(
     measurements: Annotated[
         Path | None,
         typer.Option(
-            help="What its epochs reported, as JSON (default: measurements.jsonl beside it, if there).",
+            help="What its epochs reported: a measurements.jsonl, or for a downloaded checkpoint what the "
+            "service answers at /v1/sweeps/SWEEP/trials/NUMBER/measurements "
+            "(default: measurements.jsonl beside it, if there).",
             exists=True,
         ),
     ] = None,

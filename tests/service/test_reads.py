@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from fabrication import Fabricator
@@ -72,6 +73,20 @@ def test_measurements_and_logs(http: TestClient, fabricate: Fabricator) -> None:
     assert logs.text == "trial 2 begins\n"
     assert logs.headers["content-type"] == "text/plain; charset=utf-8"
     assert logs.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_report_reads_the_measurements_as_they_are_answered(
+    http: TestClient, fabricate: Fabricator, tmp_path: Path
+) -> None:
+    from care_sweep.after_training import read_measurements  # with torch, which no other test here needs
+
+    answer = http.get(f"/v1/sweeps/{fabricate.finished()}/trials/2/measurements")
+    (tmp_path / "as-it-came.json").write_bytes(answer.content)
+    (tmp_path / "pretty.json").write_text(json.dumps(answer.json(), indent=2))
+    for name in ("as-it-came.json", "pretty.json"):
+        first, last = read_measurements(tmp_path / name)
+        assert (first.epoch, last.epoch, last.seconds) == (1, 2, 1.5)
+        assert last.metrics["validation_knn_accuracy"] == 0.4
 
 
 def test_logs_of_each_attempt(http: TestClient, fabricate: Fabricator) -> None:
