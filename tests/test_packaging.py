@@ -95,6 +95,7 @@ def test_the_lock_is_what_pyproject_asks_for() -> None:
     wanted = [
         *project["project"]["dependencies"],
         *project["dependency-groups"]["dev"],
+        *(each for extra in project["project"]["optional-dependencies"].values() for each in extra),
         *project["build-system"]["requires"],
         *project["tool"]["uv"]["constraint-dependencies"],
     ]
