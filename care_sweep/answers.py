@@ -19,6 +19,7 @@ __all__ = [
     "Node",
     "RankedTrial",
     "Resolved",
+    "Spent",
     "Sweep",
     "SweepSummary",
     "Trial",
@@ -44,9 +45,18 @@ class SweepSummary(TypedDict):
     links: dict[str, str]
 
 
+class Spent(TypedDict):
+    """What counts against a sweep's budget: seconds it was driven, GPU hours of its stored epochs."""
+
+    seconds: float
+    gpu_hours: float
+
+
 class Sweep(SweepSummary):
     """A sweep with the whole document it runs (`SweepSpec`)."""
 
+    revision: int
+    spent: Spent
     spec: dict[str, Any]
 
 

@@ -19,7 +19,7 @@ from care_sweep.answers import (
     TrialDetail,
 )
 from care_sweep.connection import Connection, path_of
-from care_sweep.spec import SweepState
+from care_sweep.spec import Scalar, SweepState
 
 __all__ = ["Client"]
 
@@ -108,10 +108,54 @@ class Client:
         """One sweep, with the whole document it runs."""
         return cast("Sweep", self._connection.get(path_of("sweeps", sweep_id)))
 
+    # --- control ---
+
+    def pause(self, sweep_id: str) -> Sweep:
+        """Start nothing more; running trials stop after their epoch and give back what they hold."""
+        return self._post(path_of("sweeps", sweep_id) + ":pause")
+
+    def resume(self, sweep_id: str) -> Sweep:
+        """Take a paused sweep up again, from the epochs its trials stood at."""
+        return self._post(path_of("sweeps", sweep_id) + ":resume")
+
+    def stop(self, sweep_id: str) -> Sweep:
+        """Begin no new trial and succeed once those that have begun have ended."""
+        return self._post(path_of("sweeps", sweep_id) + ":stop")
+
     def cancel(self, sweep_id: str) -> Sweep:
         """Ask for an end; a running sweep is STOPPING until its runner has stopped it."""
-        response = self._connection.request("POST", path_of("sweeps", sweep_id) + ":cancel", is_safe=False)
+        return self._post(path_of("sweeps", sweep_id) + ":cancel")
+
+    def change(self, sweep_id: str, changes: Mapping[str, Any], *, revision: int | None = None) -> Sweep:
+        """Change `num_trials`, `max_concurrent_trials` or `budget`; one that succeeded or failed goes on.
+
+        Args:
+            changes: what is left out stays as it is.
+            revision: the sweep's when you read it; somebody else's change since then is a refusal (412).
+        """
+        headers = {} if revision is None else {"If-Match": f'"{revision}"'}
+        path = path_of("sweeps", sweep_id)
+        response = self._connection.request("PATCH", path, is_safe=False, json=dict(changes), headers=headers)
         return cast("Sweep", self._connection.json_of(response))
+
+    def enqueue(self, sweep_id: str, parameters: Mapping[str, Scalar]) -> Sweep:
+        """Have a configuration tried before what the search suggests."""
+        return self._post(path_of("sweeps", sweep_id, "trials"), {"parameters": dict(parameters)})
+
+    def stop_trial(self, sweep_id: str, number: int) -> Sweep:
+        """Cancel one open trial; a running one stops after its epoch."""
+        return self._post(path_of("sweeps", sweep_id, "trials", number) + ":stop")
+
+    def delete(self, sweep_id: str) -> None:
+        """Delete an ended sweep with all its artifacts."""
+        self._connection.request("DELETE", path_of("sweeps", sweep_id), is_safe=False)
+
+    def _post(self, path: str, document: Mapping[str, Any] | None = None) -> Sweep:
+        sent = {} if document is None else {"json": document}
+        response = self._connection.request("POST", path, is_safe=False, **sent)
+        return cast("Sweep", self._connection.json_of(response))
+
+    # --- what it has found ---
 
     def best(self, sweep_id: str, k: int = 5) -> Best:
         """The k best configurations beside the baselines, and what the evidence is worth."""

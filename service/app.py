@@ -11,16 +11,19 @@ from pydantic.json_schema import models_json_schema
 
 from care_sweep.settings import Settings
 from care_sweep.store import Store
-from service import problems, surroundings, sweeps, trials
+from service import control, problems, surroundings, sweeps, trials
 from service.origin import refuse_foreign_requests
 from service.request import refuse_unfit_parameters
-from service.schemas import SweepDocument
+from service.schemas import EnqueuedPoint, SweepChange, SweepDocument
 
 __all__ = ["create_app"]
 
 _DESCRIPTION = """Hyperparameter sweeps for CARE: submit a search space, follow it, download the best encoder.
 
 Errors are RFC 9457 problems (`application/problem+json`) that point at what is wrong."""
+
+
+_SENT = (SweepDocument, SweepChange, EnqueuedPoint, problems.ProblemDocument)
 
 
 def create_app(settings: Settings, store: Store, *, names: Collection[str] | None = None) -> FastAPI:
@@ -40,7 +43,7 @@ def create_app(settings: Settings, store: Store, *, names: Collection[str] | Non
     app.state.closing = threading.Event()
     problems.install(app)
     checks = [Depends(refuse_foreign_requests), Depends(refuse_unfit_parameters)]
-    for router in (sweeps.router, trials.router, surroundings.router):
+    for router in (sweeps.router, control.router, trials.router, surroundings.router):
         app.include_router(router, dependencies=checks, responses=problems.answers(421, 422))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
@@ -56,7 +59,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         _, unnamed = models_json_schema(
-            [(SweepDocument, "validation"), (problems.ProblemDocument, "validation")],
+            [(model, "validation") for model in _SENT],
             ref_template="#/components/schemas/{model}",
         )
         for operation in (one for path in document["paths"].values() for one in path.values()):

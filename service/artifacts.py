@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +15,11 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import Headers
 
 from care_sweep.errors import CheckpointError, NotFound
-from care_sweep.layout import trial_directory
+from care_sweep.layout import sweep_directory, trial_directory
 from care_sweep.store import TrialRecord
 from service.problems import answers
 
-__all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "log_response"]
+__all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "discard", "log_response"]
 
 _CHUNK_BYTES = 256 * 1024
 _TAR = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
@@ -155,3 +156,8 @@ def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
                 raise OSError(f"{path} became shorter while it was sent")
             start += len(chunk)
             yield chunk
+
+
+def discard(storage: Path, sweep_id: str) -> None:
+    """Delete all that a sweep has left, once no row points at it."""
+    shutil.rmtree(sweep_directory(storage, sweep_id), ignore_errors=True)

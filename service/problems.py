@@ -25,6 +25,7 @@ from care_sweep.errors import (
     InvalidDocument,
     NotFound,
     Problem,
+    RevisionMismatch,
 )
 
 __all__ = ["DATABASE_AWAY", "MEDIA_TYPE", "ProblemDocument", "answers", "install"]
@@ -65,6 +66,7 @@ _KINDS: Mapping[type[CareSweepError], tuple[int, str]] = {
     InvalidDocument: (422, "Invalid document"),
     NotFound: (404, "Not found"),
     Conflict: (409, "Conflict"),
+    RevisionMismatch: (412, "Precondition failed"),
     IdempotencyKeyReused: (422, "Idempotency key reused"),
     CheckpointError: (500, "Checkpoint damaged"),  # the service's loss, whatever the request says
     DatabaseError: (503, "Database out of reach"),

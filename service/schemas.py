@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from fastapi import Response
 from pydantic import BaseModel, Field
 
+from care_sweep.documents import Document
 from care_sweep.search.analysis import Comparison, Importance, RankedTrial
-from care_sweep.spec import Scalar, SearchSpace, SweepSpec, SweepState, TrialState
+from care_sweep.spec import Budget, Scalar, SearchSpace, SweepSpec, SweepState, TrialState
 from care_sweep.store import (
     AttemptRecord,
     ClusterRecord,
@@ -22,6 +24,7 @@ __all__ = [
     "Best",
     "Checkpoint",
     "Cluster",
+    "EnqueuedPoint",
     "Event",
     "Measurement",
     "Measurements",
@@ -30,6 +33,7 @@ __all__ = [
     "SearchSpaces",
     "Status",
     "Sweep",
+    "SweepChange",
     "SweepDocument",
     "SweepPage",
     "SweepSummary",
@@ -103,14 +107,44 @@ class SweepSummary(BaseModel):
         return cls(**cls.fields_of(record))
 
 
+class Spent(BaseModel):
+    """What counts against a sweep's budget: seconds it was driven, GPU hours of its stored epochs."""
+
+    seconds: float
+    gpu_hours: float
+
+
 class Sweep(SweepSummary):
     """A sweep with the whole document it runs."""
 
+    revision: int = Field(description="counts what users have changed; its ETag")
+    spent: Spent
     spec: SweepSpec
 
     @classmethod
     def of(cls, record: SweepRecord) -> Self:
-        return cls(**cls.fields_of(record), spec=record.spec)
+        spent = Spent(seconds=record.active_seconds, gpu_hours=record.gpu_seconds / 3600)
+        return cls(**cls.fields_of(record), revision=record.revision, spent=spent, spec=record.spec)
+
+    @classmethod
+    def tagged(cls, record: SweepRecord, response: Response) -> Self:
+        """The sweep, with its revision as the answer's ETag."""
+        response.headers["ETag"] = f'"{record.revision}"'
+        return cls.of(record)
+
+
+class SweepChange(Document):
+    """What may be changed of a sweep that is there; what is left out stays, null takes a limit away."""
+
+    num_trials: int | None = Field(None, description="baselines included; not null")
+    max_concurrent_trials: int | None = None
+    budget: Budget | None = None
+
+
+class EnqueuedPoint(Document):
+    """A configuration to try; a parameter that is left out is at its default."""
+
+    parameters: dict[str, Scalar]
 
 
 class SweepPage(BaseModel):

@@ -1,12 +1,7 @@
 """Can this sweep be accepted? From the body to a document, to a sweep, to a sweep that can run here."""
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
-
-from fastapi import Depends, HTTPException, Request
+from typing import Any
 
 from care_sweep.datasets import locate
 from care_sweep.documents import shorten
@@ -15,50 +10,15 @@ from care_sweep.search.catalog import read_document, resolve_sweep
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepSpec, TrialConfig
 from care_sweep.store import ClusterRecord, Store, SweepRecord
+from service.body import Sent
 
-__all__ = ["MAX_BODY_BYTES", "Body", "accept", "submit"]
+__all__ = ["accept", "submit"]
 
-MAX_BODY_BYTES = 1024 * 1024
-_MEDIA_TYPES = re.compile(r"application/([\w.-]+\+)?json|(application|text)/(x-)?yaml", re.IGNORECASE)
 _CLUSTER_IS_KNOWN_SECONDS = 60
 
 
-@dataclass(frozen=True)
-class _Body:
-    text: bytes
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.text).hexdigest()
-
-
-async def _read_body(request: Request) -> _Body:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip()
-    if not _MEDIA_TYPES.fullmatch(media_type):
-        raise HTTPException(
-            415, f"a sweep comes as application/json or application/yaml, not as {media_type or 'nothing'!r}"
-        )
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large()
-    text = bytearray()
-    async for chunk in request.stream():
-        text += chunk
-        if len(text) > MAX_BODY_BYTES:
-            raise _too_large()
-    return _Body(bytes(text))
-
-
-Body = Annotated[_Body, Depends(_read_body)]
-
-
-def _too_large() -> HTTPException:
-    detail = f"the body has more than {MAX_BODY_BYTES} bytes; a sweep is a small document"
-    return HTTPException(413, detail, {"Connection": "close"})
-
-
 def submit(
-    body: _Body, settings: Settings, store: Store, idempotency_key: str | None
+    body: Sent, settings: Settings, store: Store, idempotency_key: str | None
 ) -> tuple[SweepRecord, bool]:
     """The sweep that a body was made, and whether it is new.
 
@@ -75,7 +35,7 @@ def submit(
     return store.submit(spec, idempotency_key=idempotency_key, body_sha256=body.sha256)
 
 
-def accept(body: _Body, settings: Settings, store: Store) -> SweepSpec:
+def accept(body: Sent, settings: Settings, store: Store) -> SweepSpec:
     """The sweep that a body asks for, with every default and the whole space.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Routes: which sweeps are there, a new one, what has become of one, and an end to it."""
+"""Routes: which sweeps are there, a new one, and what has become of one."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -8,6 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from care_sweep.spec import SweepState
 from service import artifacts, findings, submission
+from service.body import Body, described
 from service.events import follow
 from service.problems import answers
 from service.request import Closing, PageSize, PageToken, SettingsHeld, StoreHeld, SweepId
@@ -17,8 +18,6 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 
-_DOCUMENT = {"schema": {"$ref": "#/components/schemas/SweepDocument"}}
-_REQUEST_BODY = {"required": True, "content": {"application/json": _DOCUMENT, "application/yaml": _DOCUMENT}}
 _IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -42,10 +41,10 @@ _LastEventId = Annotated[
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
         **answers(403, 409, 413, 415, 422, 503),
     },
-    openapi_extra={"requestBody": _REQUEST_BODY},
+    openapi_extra=described("SweepDocument"),
 )
 def submit(
-    body: submission.Body,
+    body: Body,
     store: StoreHeld,
     settings: SettingsHeld,
     response: Response,
@@ -57,7 +56,7 @@ def submit(
         response.status_code = 200
         return Resolved(spec=submission.accept(body, settings, store))
     record, is_new = submission.submit(body, settings, store, idempotency_key)
-    sweep = Sweep.of(record)
+    sweep = Sweep.tagged(record, response)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = sweep.links.self
     return sweep
@@ -76,17 +75,9 @@ def list_sweeps(
 
 
 @router.get("/{sweep_id}", responses=answers(404, 503))
-def get_sweep(sweep_id: SweepId, store: StoreHeld) -> Sweep:
-    """One sweep, with the whole document it runs."""
-    return Sweep.of(store.sweep(sweep_id))
-
-
-@router.post("/{sweep_id}:cancel", responses={202: {"model": Sweep}, **answers(403, 404, 409, 503)})
-def cancel(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
-    """End a sweep: a waiting one at once (200), a running one once its runner has stopped it (202)."""
-    record = store.control.cancel(sweep_id)
-    response.status_code = 200 if record.state.is_terminal else 202
-    return Sweep.of(record)
+def get_sweep(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
+    """One sweep, with the whole document it runs; its ETag is what If-Match of a change names."""
+    return Sweep.tagged(store.sweep(sweep_id), response)
 
 
 @router.get("/{sweep_id}/best", responses=answers(404, 422, 503))

@@ -2,7 +2,8 @@
 
     instance     a service with its runner and Ray: serve, demo
     training     one trial here, and what its encoder is good for: train, report, views, embed, export-weights
-    sweeps       what is asked of a service: submit, list, show, watch, best, download, cancel, logs; spaces
+    sweeps       what is asked of a service: submit, list, show, watch, best, download, logs; spaces
+    control      what is wanted of a sweep that is there: pause, resume, stop, cancel, extend, enqueue, delete
     arguments    what words and files of the command line mean
     options      what all commands share
 
@@ -12,10 +13,10 @@ Rooms that load torch, Ray or SQL are imported inside the command that needs the
 # A module's commands join the app where it is imported, and `--help` lists them in that order.
 # isort: off
 from care_sweep.cli.options import app
-from care_sweep.cli import instance, training, sweeps
+from care_sweep.cli import instance, training, sweeps, control
 # isort: on
 
-__all__ = ["app", "instance", "main", "sweeps", "training"]
+__all__ = ["app", "control", "instance", "main", "sweeps", "training"]
 
 
 def main() -> None:

@@ -3,13 +3,19 @@
 import functools
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperCommand
 
 from care_sweep.errors import CareSweepError, InvalidDocument, ServiceError
+from care_sweep.settings import Settings
+
+if TYPE_CHECKING:
+    from care_sweep.client import Client
 
 __all__ = [
     "INTERRUPTED",
@@ -19,6 +25,7 @@ __all__ = [
     "SweepId",
     "Url",
     "app",
+    "client_at",
     "command",
     "print_answer",
     "print_json",
@@ -56,6 +63,15 @@ Url = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A file or a URL.")]
 SweepId = Annotated[str, typer.Argument(metavar="SWEEP", help="The id that `submit` printed.")]
+
+
+@contextmanager
+def client_at(url: str | None) -> "Iterator[Client]":
+    """A client of the service that `--url`, the setting or this machine has."""
+    from care_sweep.client import Client  # noqa: PLC0415
+
+    with Client(url or Settings.from_environment().url) as client:
+        yield client
 
 
 # --- what is printed ----------------------------------------------------------------------------------------

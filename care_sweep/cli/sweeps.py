@@ -1,8 +1,6 @@
-"""What can be asked of a service? To take a sweep, to tell of it, to give what it found, to end it."""
+"""What can be asked of a service? To take a sweep, to tell of it, to give what it found."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +10,21 @@ from rich.console import Console
 from care_sweep import tables
 from care_sweep.answers import Sweep
 from care_sweep.cli.arguments import DEFAULT_NUM_TRIALS, scalar, sweep_document
-from care_sweep.cli.options import INTERRUPTED, Json, SweepId, Url, command, print_answer, print_json
+from care_sweep.cli.options import (
+    INTERRUPTED,
+    Json,
+    SweepId,
+    Url,
+    client_at,
+    command,
+    print_answer,
+    print_json,
+)
 from care_sweep.client import Client
-from care_sweep.settings import Settings
 from care_sweep.spec import SweepState
 from care_sweep.watching import watch as watch_events
 
-__all__ = ["best", "cancel", "download", "list_sweeps", "logs", "show", "spaces", "submit", "watch"]
+__all__ = ["best", "download", "list_sweeps", "logs", "show", "spaces", "submit", "watch"]
 
 
 @command()
@@ -68,7 +74,7 @@ def submit(
         }
     if max_seconds is not None:
         document["budget"] = {"max_seconds": max_seconds}
-    with _client(url) as client:
+    with client_at(url) as client:
         if validate_only:
             print_json(client.submit(document, validate_only=True))
             return
@@ -89,7 +95,7 @@ def list_sweeps(
     as_json: Json = False,
 ) -> None:
     """List sweeps, newest first."""
-    with _client(url) as client:
+    with client_at(url) as client:
         sweeps = client.sweeps(states=[str(one) for one in state or []], page_size=min(limit, 1000))
         shown = [sweep for _, sweep in zip(range(limit), sweeps, strict=False)]
     print_answer(shown, tables.sweeps_table(shown), as_json)
@@ -98,7 +104,7 @@ def list_sweeps(
 @command()
 def show(sweep_id: SweepId, url: Url = None, as_json: Json = False) -> None:
     """Show one sweep and its trials."""
-    with _client(url) as client:
+    with client_at(url) as client:
         sweep, trials = client.sweep(sweep_id), list(client.trials(sweep_id))
     print_answer({**sweep, "trials": trials}, tables.sweep_view(sweep, trials), as_json)
 
@@ -106,7 +112,7 @@ def show(sweep_id: SweepId, url: Url = None, as_json: Json = False) -> None:
 @command()
 def watch(sweep_id: SweepId, url: Url = None, as_json: Json = False) -> None:
     """Follow a sweep until it ends (JSON: one event a line); Ctrl-C leaves it running."""
-    with _client(url) as client:
+    with client_at(url) as client:
         _follow(client, client.sweep(sweep_id), as_json)
 
 
@@ -118,7 +124,7 @@ def best(
     as_json: Json = False,
 ) -> None:
     """Show the best configurations beside the baselines, and what that is worth."""
-    with _client(url) as client:
+    with client_at(url) as client:
         found = client.best(sweep_id, k)
     print_answer(found, tables.best_view(found), as_json)
 
@@ -132,17 +138,9 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Download the best checkpoint, or one trial's."""
-    with _client(url) as client:
+    with client_at(url) as client:
         target = client.download(sweep_id, path, number=trial)
     print_answer({"path": str(target), "size_bytes": target.stat().st_size}, str(target), as_json)
-
-
-@command()
-def cancel(sweep_id: SweepId, url: Url = None, as_json: Json = False) -> None:
-    """End a sweep; its running trials are cancelled."""
-    with _client(url) as client:
-        sweep = client.cancel(sweep_id)
-    print_answer(sweep, f"sweep {sweep['id']} is {sweep['state']}", as_json)
 
 
 @command()
@@ -154,7 +152,7 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """Print what a trial has logged."""
-    with _client(url) as client:
+    with client_at(url) as client:
         text = client.logs(sweep_id, number, attempt=attempt)
     print_answer({"sweep_id": sweep_id, "number": number, "text": text}, text.removesuffix("\n"), as_json)
 
@@ -173,12 +171,6 @@ def spaces(
 
 
 # --- the service --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _client(url: str | None) -> Iterator[Client]:
-    with Client(url or Settings.from_environment().url) as client:
-        yield client
 
 
 def _follow(client: Client, sweep: Sweep, as_json: bool) -> None:

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,10 +15,15 @@ import pytest
 from fabrication import Fabricator
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine
+from typer.testing import CliRunner
 
+from care_sweep.cli import app
+from care_sweep.client import Client
 from care_sweep.settings import Settings
 from care_sweep.store import Store, open_database
 from service.app import create_app
+
+Run = Callable[..., Any]
 
 
 @contextmanager
@@ -155,3 +160,25 @@ def own_process(tmp_path: Path) -> Iterator[ServiceProcess]:
     """A real service of one test, which may end it."""
     with _process(tmp_path / "own") as service:
         yield service
+
+
+@pytest.fixture
+def client(live: ServiceProcess) -> Iterator[Client]:
+    with Client(live.url) as client:
+        yield client
+
+
+@pytest.fixture
+def run(live: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Types a command in an empty folder and checks its exit status."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+
+    def run(*arguments: str, status: int = 0, url: str = live.url) -> Any:
+        environment = {"COLUMNS": "200", "CARE_SWEEP_HOME": str(tmp_path / "home"), "CARE_SWEEP_URL": url}
+        result = runner.invoke(app, arguments, env=environment, prog_name="care-sweep")
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == status, result.stdout + result.stderr
+        return result
+
+    return run

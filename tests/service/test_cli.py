@@ -6,35 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from conftest import ServiceProcess, top_modules
+from conftest import Run, ServiceProcess, top_modules
 from fabrication import SPACE, Fabricator, contents, document
-from typer.testing import CliRunner
 
-from care_sweep.cli import app
 from care_sweep.spec import SweepState
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(live: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Types a command in an empty folder and checks its exit status."""
-    monkeypatch.chdir(tmp_path)
-    runner = CliRunner()
-
-    def run(*arguments: str, status: int = 0, url: str = live.url) -> Any:
-        environment = {"COLUMNS": "200", "CARE_SWEEP_HOME": str(tmp_path / "home"), "CARE_SWEEP_URL": url}
-        result = runner.invoke(app, arguments, env=environment, prog_name="care-sweep")
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        assert result.exit_code == status, result.stdout + result.stderr
-        return result
-
-    return run
 
 
 def _write(path: Path, content: Any) -> str:

@@ -18,12 +18,6 @@ from care_sweep.errors import CheckpointError, ServiceError
 from care_sweep.spec import SweepState
 
 
-@pytest.fixture
-def client(live: ServiceProcess) -> Iterator[Client]:
-    with Client(live.url) as client:
-        yield client
-
-
 def test_submit_and_read_back(client: Client) -> None:
     sweep = client.submit(document())
     assert client.sweep(sweep["id"]) == sweep

@@ -10,12 +10,16 @@ from care_sweep import answers
 
 ROUTES = {
     "/v1/sweeps": {"get", "post"},
-    "/v1/sweeps/{sweep_id}": {"get"},
+    "/v1/sweeps/{sweep_id}": {"get", "patch", "delete"},
+    "/v1/sweeps/{sweep_id}:pause": {"post"},
+    "/v1/sweeps/{sweep_id}:resume": {"post"},
+    "/v1/sweeps/{sweep_id}:stop": {"post"},
     "/v1/sweeps/{sweep_id}:cancel": {"post"},
     "/v1/sweeps/{sweep_id}/best": {"get"},
     "/v1/sweeps/{sweep_id}/events": {"get"},
     "/v1/sweeps/{sweep_id}/checkpoints/best": {"get"},
-    "/v1/sweeps/{sweep_id}/trials": {"get"},
+    "/v1/sweeps/{sweep_id}/trials": {"get", "post"},
+    "/v1/sweeps/{sweep_id}/trials/{number}:stop": {"post"},
     "/v1/sweeps/{sweep_id}/trials/{number}": {"get"},
     "/v1/sweeps/{sweep_id}/trials/{number}/measurements": {"get"},
     "/v1/sweeps/{sweep_id}/trials/{number}/logs": {"get"},

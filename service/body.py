@@ -1,0 +1,55 @@
+"""What did a request send? Its body, of a media type that is read and of a size that is taken."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request
+
+__all__ = ["MAX_BODY_BYTES", "Body", "Sent", "described"]
+
+MAX_BODY_BYTES = 1024 * 1024
+_MEDIA_TYPES = re.compile(r"application/([\w.-]+\+)?json|(application|text)/(x-)?yaml", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A document as it arrived, JSON or YAML."""
+
+    text: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text).hexdigest()
+
+
+async def _read_body(request: Request) -> Sent:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    if not _MEDIA_TYPES.fullmatch(media_type):
+        found = repr(media_type or "nothing")
+        raise HTTPException(415, f"a document comes as application/json or application/yaml, not as {found}")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+        raise _too_large()
+    text = bytearray()
+    async for chunk in request.stream():
+        text += chunk
+        if len(text) > MAX_BODY_BYTES:
+            raise _too_large()
+    return Sent(bytes(text))
+
+
+Body = Annotated[Sent, Depends(_read_body)]
+
+
+def _too_large() -> HTTPException:
+    detail = f"the body has more than {MAX_BODY_BYTES} bytes; a sweep is a small document"
+    return HTTPException(413, detail, {"Connection": "close"})
+
+
+def described(schema: str) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body is a document of that schema."""
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    media = {"application/json": content, "application/yaml": content}
+    return {"requestBody": {"required": True, "content": media}}
