@@ -11,14 +11,18 @@ from typing import Literal
 
 from care_sweep.errors import DatasetError
 
-__all__ = ["DATASET_FORMS", "DatasetSource", "locate", "refuse_escapes"]
+__all__ = ["DATASET_FORMS", "DatasetSource", "locate", "refuse_escapes", "require_one_size"]
 
 _TORCHVISION = {  # the file or folder that torchvision leaves once it has downloaded the set
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
     "stl10": "stl10_binary",
+    "flowers102": "flowers-102",
 }
-DATASET_FORMS = ("cifar10-mini", *_TORCHVISION, "folder:PATH", "parquet:PATH")
+_Kind = Literal["bundled", "torchvision", "folder", "parquet", "imagenet100"]
+_WITH_PATH: dict[str, _Kind] = {"folder": "folder", "parquet": "parquet", "imagenet100": "imagenet100"}
+_OF_MIXED_SIZE = ("flowers102", "imagenet100")
+DATASET_FORMS = ("cifar10-mini", *_TORCHVISION, *(f"{kind}:PATH" for kind in _WITH_PATH))
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class DatasetSource:
     """A dataset that is there: `path` is None for the bundled one, torchvision's root for its sets."""
 
     name: str
-    kind: Literal["bundled", "torchvision", "folder", "parquet"]
+    kind: _Kind
     path: Path | None
 
 
@@ -54,7 +58,7 @@ def locate(
             )
         return DatasetSource(name, "torchvision", download_directory)
     kind, separator, text = name.partition(":")
-    if not separator or not text or kind not in ("folder", "parquet"):
+    if not separator or not text or kind not in _WITH_PATH:
         raise DatasetError(f"unknown dataset {name!r}; use one of {', '.join(DATASET_FORMS)}")
     path = _resolve(name, text, roots)
     if roots is not None and not any(path.is_relative_to(root.resolve()) for root in roots):
@@ -65,7 +69,20 @@ def locate(
         )
     if not _is_there(path):
         raise DatasetError(f"dataset {name!r}: there is no {path}")
-    return DatasetSource(name, "folder" if kind == "folder" else "parquet", path)
+    return DatasetSource(name, _WITH_PATH[kind], path)
+
+
+def require_one_size(name: str, *, is_resized: bool) -> None:
+    """See that the images of a published set of mixed sizes will be brought to one, before any is read.
+
+    Raises:
+        DatasetError: they will not.
+    """
+    if not is_resized and name.partition(":")[0] in _OF_MIXED_SIZE:
+        raise DatasetError(
+            f"dataset {name!r} has images of mixed sizes: "
+            "give `resize` (the side in pixels) to bring all images to one size"
+        )
 
 
 def refuse_escapes(source: DatasetSource, roots: Sequence[Path]) -> None:

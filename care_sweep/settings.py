@@ -19,8 +19,8 @@ class Settings:
         home: holds everything a local instance keeps (CARE_SWEEP_HOME, default `~/.care-sweep`).
         database_url: SQLAlchemy URL (CARE_SWEEP_DATABASE_URL, default SQLite below `home`).
         storage_uri: folder of checkpoints and logs (CARE_SWEEP_STORAGE_URI, default below `home`).
-        data_roots: folders that `folder:` and `parquet:` datasets of a sweep must lie under
-            (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
+        data_roots: folders that the paths of a sweep's datasets (`folder:`, `parquet:`, `imagenet100:`) must
+            lie under (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
         url: where the client finds the service (CARE_SWEEP_URL).
         ray_address: an existing Ray cluster (RAY_ADDRESS); None for a local one.
     """

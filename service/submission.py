@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from care_sweep.datasets import locate
+from care_sweep.datasets import locate, require_one_size
 from care_sweep.documents import shorten
 from care_sweep.errors import DatasetError, InvalidDocument, Problem
 from care_sweep.search.catalog import read_document, resolve_sweep
@@ -49,9 +49,11 @@ def accept(body: Sent, settings: Settings, store: Store) -> SweepSpec:
 
 
 def _dataset_problems(spec: SweepSpec, settings: Settings) -> Iterator[Problem]:
-    name = str(spec.space.fixed.get("dataset", TrialConfig.model_fields["dataset"].default))
+    fixed = spec.space.fixed
+    name = str(fixed.get("dataset", TrialConfig.model_fields["dataset"].default))
     try:
         locate(name, download_directory=settings.download_directory, roots=settings.data_roots)
+        require_one_size(name, is_resized="resize" in fixed)
     except DatasetError as error:
         yield Problem("/space/fixed/dataset", str(error), shorten(name))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from care_sweep.datasets import DATASET_FORMS, DatasetSource, locate, refuse_escapes
+from care_sweep.datasets import DATASET_FORMS, DatasetSource, locate, refuse_escapes, require_one_size
 from care_sweep.errors import DatasetError
 
 
@@ -25,7 +25,12 @@ def test_the_bundled_set_is_always_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python"), ("stl10", "stl10_binary")],
+    [
+        ("cifar10", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python"),
+        ("stl10", "stl10_binary"),
+        ("flowers102", "flowers-102"),
+    ],
 )
 def test_a_torchvision_set_is_there_once_downloaded(tmp_path: Path, name: str, folder: str) -> None:
     with pytest.raises(DatasetError, match=r"`care-sweep train --download` fetches it, or use cifar10-mini"):
@@ -36,7 +41,7 @@ def test_a_torchvision_set_is_there_once_downloaded(tmp_path: Path, name: str, f
     assert find(name, tmp_path, []) == wanted
 
 
-@pytest.mark.parametrize("kind", ["folder", "parquet"])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "imagenet100"])
 def test_a_path_below_a_root_is_found(tmp_path: Path, roots: list[Path], kind: str) -> None:
     path = tmp_path / "data" / "cats"
     for text in (str(path), "cats", "./cats", f"{tmp_path}/secret/../data/cats"):
@@ -44,12 +49,13 @@ def test_a_path_below_a_root_is_found(tmp_path: Path, roots: list[Path], kind: s
         assert (source.kind, source.path) == (kind, path.resolve())
 
 
+@pytest.mark.parametrize("kind", ["folder", "imagenet100"])
 @pytest.mark.parametrize(
     "text", ["/etc", "/", "../secret", "{tmp}/secret", "{tmp}/data/../secret", "{tmp}/data2"]
 )
-def test_a_path_outside_the_roots_is_refused(tmp_path: Path, roots: list[Path], text: str) -> None:
+def test_a_path_outside_the_roots_is_refused(tmp_path: Path, roots: list[Path], text: str, kind: str) -> None:
     with pytest.raises(DatasetError, match=r"outside the data roots .* CARE_SWEEP_DATA_ROOTS"):
-        find("folder:" + text.format(tmp=tmp_path), tmp_path, roots)
+        find(f"{kind}:" + text.format(tmp=tmp_path), tmp_path, roots)
 
 
 def test_a_link_out_of_a_root_is_followed_and_refused(tmp_path: Path, roots: list[Path]) -> None:
@@ -79,7 +85,9 @@ def test_what_is_not_there_is_said(tmp_path: Path, roots: list[Path]) -> None:
         find(f"folder:{tmp_path}/data/dogs", tmp_path, roots)
 
 
-@pytest.mark.parametrize("name", ["cifar", "", "folder:", "folder", "zip:x", "https://x.org/y", "FOLDER:x"])
+@pytest.mark.parametrize(
+    "name", ["cifar", "", "folder:", "folder", "zip:x", "https://x.org/y", "FOLDER:x", "imagenet100"]
+)
 def test_a_name_without_a_meaning_lists_the_forms(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError) as caught:
         find(name, tmp_path, None)
@@ -103,3 +111,15 @@ def test_a_link_below_a_root_may_not_lead_out_of_it(tmp_path: Path) -> None:
     (root / "elsewhere" / "deeper").symlink_to(secret)
     with pytest.raises(DatasetError, match="deeper is a link out of the data roots"):
         refuse_escapes(source, [root])
+
+
+@pytest.mark.parametrize("name", ["flowers102", "imagenet100:imagenet"])
+def test_a_set_of_mixed_sizes_is_brought_to_one(name: str) -> None:
+    with pytest.raises(DatasetError, match="has images of mixed sizes: give `resize`"):
+        require_one_size(name, is_resized=False)
+    require_one_size(name, is_resized=True)
+
+
+@pytest.mark.parametrize("name", ["cifar10-mini", "stl10", "folder:cats", "parquet:imagenet100"])
+def test_other_sets_may_have_one_size_already(name: str) -> None:
+    require_one_size(name, is_resized=False)

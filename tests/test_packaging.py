@@ -43,6 +43,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         "care_sweep/py.typed",
         "care_sweep/learn/images/cifar10-mini/test.parquet",
         "care_sweep/learn/images/cifar10-mini/train.parquet",
+        "care_sweep/learn/images/imagenet100.txt",
         "care_sweep/store/migrations/env.py",
         "care_sweep/store/migrations/versions/0001_first.py",
         "search_spaces/care-cifar10.yaml",

@@ -12,16 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from care_sweep.datasets import locate, refuse_escapes
+from care_sweep.datasets import DatasetSource, locate, refuse_escapes, require_one_size
 from care_sweep.errors import DatasetError
+from care_sweep.learn.pixels import Labelled
+from care_sweep.learn.published_sets import read_imagenet100, read_torchvision
 from care_sweep.learn.randomness import Stream, generator
-from care_sweep.learn.readers import Labelled, RawDataset, read_folder, read_parquet, read_torchvision
+from care_sweep.learn.readers import RawDataset, read_folder, read_parquet
 
 __all__ = ["BUNDLED_IMAGES", "Dataset", "Split", "load_dataset"]
 
 BUNDLED_IMAGES = Path(__file__).parent / "images" / "cifar10-mini"
 _HELD_OUT_SHARE = 0.1
 _LEAST_SIDE_PIXELS = 8
+_CHUNK = 1024  # images that are copied at once
 
 Split = Labelled
 
@@ -68,8 +71,8 @@ def load_dataset(
     Args:
         name: one of `care_sweep.datasets.DATASET_FORMS`.
         download_directory: where torchvision's sets are kept.
-        roots: folders that `folder:` and `parquet:` paths must lie under, whatever links are in them; None
-            allows every path.
+        roots: folders that a path in the name must lie under, whatever links are in them; None allows every
+            path.
         resize: the largest central square of each image is scaled to this side, in pixels.
         download: fetch torchvision's sets where they are missing.
 
@@ -77,25 +80,34 @@ def load_dataset(
         DatasetError: the data is missing, unreadable or unfit; the message names the file and a remedy.
     """
     source = locate(name, download_directory=download_directory, roots=roots, download=download)
+    require_one_size(name, is_resized=resize is not None)
     if roots is not None:
         refuse_escapes(source, roots)
+    return _cut(name, _read(source, resize, download=download))
+
+
+def _read(source: DatasetSource, resize: int | None, *, download: bool) -> RawDataset:
+    if source.path is None:
+        return read_parquet(BUNDLED_IMAGES, resize)
     if source.kind == "torchvision":
-        raw = read_torchvision(name, source.path or download_directory, resize, download=download)
-    elif source.kind == "folder" and source.path is not None:
-        raw = read_folder(source.path, resize)
-    else:
-        raw = read_parquet(source.path or BUNDLED_IMAGES, resize)
-    return _cut(name, raw)
+        return read_torchvision(source.name, source.path, resize, download=download)
+    if source.kind == "imagenet100":
+        return read_imagenet100(source.path, resize)
+    if source.kind == "folder":
+        return read_folder(source.path, resize)
+    return read_parquet(source.path, resize)
 
 
 def _cut(name: str, raw: RawDataset) -> Dataset:
+    """The dataset in the memory of the raw images, whose rows move."""
     train, test = raw.train, raw.test
     _check(name, raw)
+    fingerprint = _fingerprint(raw)
     if test is None:
         train, test = _stratified(train, "test cut")
     train, validation = _stratified(train, "validation cut")
     mean, std = _channel_statistics(train.images)
-    return Dataset(name, raw.class_names, train, validation, test, _fingerprint(raw), mean, std)
+    return Dataset(name, raw.class_names, train, validation, test, fingerprint, mean, std)
 
 
 def _check(name: str, raw: RawDataset) -> None:
@@ -124,15 +136,26 @@ def _check(name: str, raw: RawDataset) -> None:
 
 
 def _stratified(whole: Labelled, stream: Stream) -> tuple[Labelled, Labelled]:
-    """The rest and the cut: 10 % of each class, at least one, each in the order of the source."""
+    """The rest and the cut: 10 % of each class, at least one, each in the order of the source.
+
+    The rest stays in the memory of the whole: a set that fits into memory once need not fit twice.
+    """
     source = generator(0, stream)
     cut = torch.zeros(len(whole.labels), dtype=torch.bool)
     for label in range(int(whole.labels.max()) + 1):
         rows = (whole.labels == label).nonzero()[:, 0]
         size = min(len(rows), max(1, round(_HELD_OUT_SHARE * len(rows))))
         cut[rows[torch.randperm(len(rows), generator=source)[:size]]] = True
-    rest = Labelled(whole.images[~cut], whole.labels[~cut])
-    return rest, Labelled(whole.images[cut], whole.labels[cut])
+    taken = Labelled(whole.images[cut], whole.labels[cut])
+    return Labelled(_moved_up(whole.images, ~cut), whole.labels[~cut]), taken
+
+
+def _moved_up(images: Tensor, kept: Tensor) -> Tensor:
+    """The rows that are kept, moved to the front in their order; a row only ever moves up."""
+    rows = kept.nonzero()[:, 0]
+    for number, chunk in enumerate(torch.split(rows, _CHUNK)):
+        images[number * _CHUNK :][: len(chunk)] = images[chunk]
+    return images[: len(rows)]
 
 
 def _fingerprint(raw: RawDataset) -> str:
@@ -152,7 +175,7 @@ def _channel_statistics(images: Tensor) -> tuple[_Channels, _Channels]:
     """Mean and standard deviation over all pixels; a channel that never changes gets the step of 8 bits."""
     count = images.numel() / 3
     total, squares = torch.zeros(2, 3, dtype=torch.float64)
-    for chunk in torch.split(images, 1024):
+    for chunk in torch.split(images, _CHUNK):
         values = chunk.transpose(0, 1).flatten(1).double() / 255
         total += values.sum(1)
         squares += values.square().sum(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from care_sweep.errors import DatasetError
 from care_sweep.learn.checkpoint import LoadedEncoder
 from care_sweep.learn.encoder import EMBEDDING_DIMENSIONS
-from care_sweep.learn.readers import find_images, read_images
+from care_sweep.learn.pixels import find_images, read_images
 
 __all__ = ["embed_folder"]
 

@@ -1,11 +1,10 @@
 """Reading images: the bundled set, Parquet, class folders, odd pixels, cuts, and every bad input."""
 
 import dataclasses
-import io
 import json
 import os
-import pickle
-from collections.abc import Callable, Mapping
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from drawn_images import load, pixels, png, write_tree
 from numpy.typing import NDArray
 from PIL import Image
 
 from care_sweep.errors import DatasetError
-from care_sweep.learn.data import BUNDLED_IMAGES, Dataset, load_dataset
+from care_sweep.learn import data as data_module
+from care_sweep.learn.data import BUNDLED_IMAGES, Dataset
 
 CIFAR10 = Path(os.environ.get("CARE_SWEEP_TEST_CIFAR10", "shared/data/cifar10"))
 """CIFAR-10 whole, as Parquet: 70 MB that the repository does not ship."""
-
-
-def load(name: str, **options: Any) -> Dataset:
-    return load_dataset(name, download_directory=Path("nowhere"), **options)
-
-
-def pixels(number: int, size: int = 8) -> NDArray[np.uint8]:
-    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def write_tree(root: Path, counts: Mapping[str, int], size: int = 8) -> Path:
-    for label, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            Image.fromarray(pixels(1000 * label + number, size)).save(root / name / f"{number:03d}.png")
-    return root
-
-
-def png(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_parquet(
@@ -248,6 +227,27 @@ def test_other_pixel_formats(tmp_path: Path, picture: Image.Image, expected: NDA
     assert image.numpy().tolist() == [expected.tolist()] * 3
 
 
+def test_no_picture_is_kept_beside_the_tensor(tmp_path: Path) -> None:
+    """Arrays are traced and torch's memory is not: 300 decoded pictures would be 14 MB."""
+    root = write_tree(tmp_path / "data", {"a": 150, "b": 150}, size=128)
+    load(f"folder:{write_tree(tmp_path / 'few', {'a': 4, 'b': 4})}")  # what the first reading imports
+    tracemalloc.start()
+    data = load(f"folder:{root}")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert data.train.images.numel() > 11e6
+    assert peak < 4e6
+
+
+def test_the_rows_that_are_kept_move_up_in_order() -> None:
+    images = torch.arange(3000, dtype=torch.int16).view(3000, 1, 1, 1).clone()
+    kept = torch.rand(3000, generator=torch.Generator().manual_seed(0)) < 0.7
+    expected = images[kept]
+    moved = data_module._moved_up(images, kept)
+    assert torch.equal(moved, expected)
+    assert moved.data_ptr() == images.data_ptr()
+
+
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "data", {"a": 4, "b": 4})
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(root / "a" / "float.tiff")
@@ -312,58 +312,6 @@ def test_other_unfit_parquet(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="no Parquet files to train on"):
         load(f"parquet:{tmp_path / 'empty'}")
-
-
-# --- torchvision's sets -------------------------------------------------------------------------------------
-
-
-def write_cifar10(root: Path) -> None:
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
-        rows = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
-        (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [n % 10 for n in range(20)]}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {n}" for n in range(10)]}))
-
-
-def test_cifar10_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
-
-    write_cifar10(tmp_path)
-    with pytest.raises(DatasetError, match=r"cannot be read.*--download"):
-        load_dataset("cifar10", download_directory=tmp_path)  # not the published files: the checksums differ
-    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda _: True)
-    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
-    data = load_dataset("cifar10", download_directory=tmp_path)
-    assert data.class_names[3] == "class 3"
-    assert len(data.train.labels) + len(data.validation.labels) == 100
-    rows = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
-    assert data.test.images.numpy().tolist() == rows.reshape(20, 3, 32, 32).tolist()
-    assert load_dataset("cifar10", download_directory=tmp_path, resize=16).image_size == (16, 16)
-
-
-def test_stl10_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
-
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
-    drawn = np.random.default_rng(0).integers(0, 256, (20, 3, 96, 96), dtype=np.uint8)
-    for part in ("train", "test"):
-        drawn.transpose(0, 1, 3, 2).tofile(folder / f"{part}_X.bin")
-        (np.arange(20, dtype=np.uint8) % 10 + 1).tofile(folder / f"{part}_y.bin")
-    (folder / "class_names.txt").write_text("\n".join(f"class {n}" for n in range(10)))
-    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda _: True)
-    data = load_dataset("stl10", download_directory=tmp_path)
-    assert data.image_size == (96, 96)
-    assert data.test.images.numpy().tolist() == drawn.tolist()
-    assert data.test.labels.tolist() == [n % 10 for n in range(20)]
-    assert load_dataset("stl10", download_directory=tmp_path, resize=32).image_size == (32, 32)
-
-
-def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="--download"):
-        load_dataset("cifar10", download_directory=tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_dataset_is_frozen(mini: Dataset) -> None:

@@ -55,6 +55,8 @@ def _searching(**parameter: Any) -> dict[str, Any]:
         ({"space__fixed": {"dataset": "cifar10"}}, "/space/fixed/dataset", "--download"),
         ({"space__fixed": {"dataset": "imagenet"}}, "/space/fixed/dataset", "use one of"),
         ({"space__fixed": {"dataset": "folder:/etc"}}, "/space/fixed/dataset", "outside the data roots"),
+        ({"space__fixed": {"dataset": "imagenet100:/etc"}}, "/space/fixed/dataset", "outside the data roots"),
+        ({"space__fixed": {"dataset": "flowers102"}}, "/space/fixed/dataset", "--download"),
         ({"space__fixed": {"dataset": "parquet:../../etc"}}, "/space/fixed/dataset", "outside the data root"),
         ({"space__fixed": {"dataset": "folder:a\0b"}}, "/space/fixed/dataset", ""),
         ({"space__fixed": {"dataset": "folder:" + "a" * 900}}, "/space/fixed/dataset", ""),

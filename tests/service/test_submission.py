@@ -29,14 +29,15 @@ def test_json_and_yaml_make_the_same_sweep(http: TestClient) -> None:
 
 
 def test_a_named_space_is_written_out(http: TestClient) -> None:
-    name = http.get("/v1/search-spaces").json()["search_spaces"][0]["name"]
-    space = http.get(f"/v1/search-spaces/{name}").json()
-    asked = {"name": "a", "space": name, "num_trials": 5}
-    answer = http.post("/v1/sweeps?validate_only=true", json=asked)
-    if answer.status_code == 422:  # its images are not on this machine
-        assert answer.json()["problems"][0]["pointer"] == "/space/fixed/dataset"
-    else:
-        assert answer.json()["spec"]["space"] == space
+    for space in http.get("/v1/search-spaces").json()["search_spaces"]:
+        assert http.get(f"/v1/search-spaces/{space['name']}").json() == space
+        asked = {"name": "a", "space": space["name"], "num_trials": 5}
+        answer = http.post("/v1/sweeps?validate_only=true", json=asked)
+        if space["name"] == "cifar10-mini":
+            assert answer.json()["spec"]["space"] == space
+        else:  # its images are not on this machine
+            assert answer.status_code == 422
+            assert answer.json()["problems"][0]["pointer"] == "/space/fixed/dataset"
 
 
 def test_validate_only_writes_nothing(http: TestClient) -> None:
@@ -107,3 +108,15 @@ def test_a_link_out_of_the_roots_is_not(http: TestClient, settings: Settings, tm
     answer = http.post("/v1/sweeps", json=document(space=space))
     assert answer.status_code == 422
     assert "outside the data roots" in answer.json()["detail"]
+
+
+def test_images_of_mixed_sizes_need_a_size(http: TestClient, settings: Settings) -> None:
+    (settings.data_roots[0] / "imagenet").mkdir(parents=True)
+    asked = document(space__fixed={"dataset": "imagenet100:imagenet", "encoder": "resnet18"})
+    refused = http.post("/v1/sweeps?validate_only=true", json=asked)
+    assert refused.status_code == 422
+    (problem,) = refused.json()["problems"]
+    assert problem["pointer"] == "/space/fixed/dataset"
+    assert "give `resize`" in problem["detail"]
+    asked["space"]["fixed"]["resize"] = 224
+    assert http.post("/v1/sweeps?validate_only=true", json=asked).status_code == 200
