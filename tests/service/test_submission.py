@@ -31,7 +31,7 @@ def test_json_and_yaml_make_the_same_sweep(http: TestClient) -> None:
 def test_a_named_space_is_written_out(http: TestClient) -> None:
     for space in http.get("/v1/search-spaces").json()["search_spaces"]:
         assert http.get(f"/v1/search-spaces/{space['name']}").json() == space
-        asked = {"name": "a", "space": space["name"], "num_trials": 5}
+        asked = {"name": "a", "space": space["name"], "num_trials": 10}
         answer = http.post("/v1/sweeps?validate_only=true", json=asked)
         if space["name"] == "cifar10-mini":
             assert answer.json()["spec"]["space"] == space
