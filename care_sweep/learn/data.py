@@ -24,7 +24,7 @@ __all__ = ["BUNDLED_IMAGES", "Dataset", "Split", "load_dataset"]
 BUNDLED_IMAGES = Path(__file__).parent / "images" / "cifar10-mini"
 _HELD_OUT_SHARE = 0.1
 _LEAST_SIDE_PIXELS = 8
-_CHUNK = 1024  # images that are copied at once
+_CHUNK_PIXELS = 2**20  # that are copied at once: 1,024 images of 32 pixels
 
 Split = Labelled
 
@@ -152,10 +152,15 @@ def _stratified(whole: Labelled, stream: Stream) -> tuple[Labelled, Labelled]:
 
 def _moved_up(images: Tensor, kept: Tensor) -> Tensor:
     """The rows that are kept, moved to the front in their order; a row only ever moves up."""
-    rows = kept.nonzero()[:, 0]
-    for number, chunk in enumerate(torch.split(rows, _CHUNK)):
-        images[number * _CHUNK :][: len(chunk)] = images[chunk]
+    rows, size = kept.nonzero()[:, 0], _chunk(images)
+    for number, chunk in enumerate(torch.split(rows, size)):
+        images[number * size :][: len(chunk)] = images[chunk]
     return images[: len(rows)]
+
+
+def _chunk(images: Tensor) -> int:
+    """How many of the images are copied at once."""
+    return max(1, _CHUNK_PIXELS // images[0, 0].numel())
 
 
 def _fingerprint(raw: RawDataset) -> str:
@@ -175,7 +180,7 @@ def _channel_statistics(images: Tensor) -> tuple[_Channels, _Channels]:
     """Mean and standard deviation over all pixels; a channel that never changes gets the step of 8 bits."""
     count = images.numel() / 3
     total, squares = torch.zeros(2, 3, dtype=torch.float64)
-    for chunk in torch.split(images, _CHUNK):
+    for chunk in torch.split(images, _chunk(images)):
         values = chunk.transpose(0, 1).flatten(1).double() / 255
         total += values.sum(1)
         squares += values.square().sum(1)

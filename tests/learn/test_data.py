@@ -240,7 +240,7 @@ def test_no_picture_is_kept_beside_the_tensor(tmp_path: Path) -> None:
 
 
 def test_the_rows_that_are_kept_move_up_in_order() -> None:
-    images = torch.arange(3000, dtype=torch.int16).view(3000, 1, 1, 1).clone()
+    images = torch.arange(3000, dtype=torch.int16).view(3000, 1, 1, 1).repeat(1, 3, 32, 32)  # three chunks
     kept = torch.rand(3000, generator=torch.Generator().manual_seed(0)) < 0.7
     expected = images[kept]
     moved = data_module._moved_up(images, kept)
