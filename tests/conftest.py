@@ -14,8 +14,8 @@ from care_sweep.store import open_database
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[Callable[[], str]]:
-    """A function that makes a database of the newest schema and answers its URL; the one before is dropped.
+def postgresql() -> Iterator[Callable[..., str]]:
+    """A function that makes a database of the newest schema and answers its URL; one of that name is dropped.
 
     The server is ended after the last test; it listens on a socket in a folder of its own.
     """
@@ -45,7 +45,7 @@ def postgresql() -> Iterator[Callable[[], str]]:
     run("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # no test cuts the power
     open_database(create("empty", "template0")).dispose()
     try:
-        yield lambda: create("test", "empty")
+        yield lambda name="test": create(name, "empty")
     finally:
         control.dispose()
         os.kill(int((folder / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)

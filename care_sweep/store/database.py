@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from care_sweep.errors import DatabaseError
 from care_sweep.store.schema import SCHEMA_VERSION
 
-__all__ = ["open_database", "reading", "writing"]
+__all__ = ["open_database", "reading", "schema_version", "writing"]
 
 _BUSY_SECONDS = 30
 
@@ -83,7 +83,7 @@ def _upgrade(connection: Connection) -> None:
     """Migrate inside the caller's transaction; a second process waits for it and then finds it done."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(7281992)"))
-    found = _schema_version(connection)
+    found = schema_version(connection)
     if found == SCHEMA_VERSION:
         return
     if found is not None and found > SCHEMA_VERSION:
@@ -105,7 +105,8 @@ def _upgrade(connection: Connection) -> None:
         raise DatabaseError(f"{step} failed: {_in_words(error)}") from error
 
 
-def _schema_version(connection: Connection) -> str | None:
+def schema_version(connection: Connection) -> str | None:
+    """The migration that a database stands at, None where it has had none."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

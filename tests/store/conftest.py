@@ -22,7 +22,7 @@ def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database_url(request: pytest.FixtureRequest, empty_sqlite: Path, tmp_path: Path) -> str:
     """A database of this test's own, with the newest schema and no rows."""
     if request.param == "postgresql":
-        create: Callable[[], str] = request.getfixturevalue("postgresql")
+        create: Callable[..., str] = request.getfixturevalue("postgresql")
         return create()
     return f"sqlite:///{shutil.copy(empty_sqlite, tmp_path / 'store.db')}"
 
