@@ -1,54 +1,175 @@
 """How do a service, a runner and a local Ray become one command? As child processes of this one.
 
-This process imports none of what it starts. Ctrl-C or SIGTERM ends the children in order; if this process is
-killed, the kernel tells them. Sweeps that were running go on at the next start.
+This process imports none of what it starts. A part that dies is started again. Ctrl-C or SIGTERM ends the
+children in order; if this process is killed, the kernel tells them. Sweeps that were running go on.
 """
 
 import ctypes
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from care_sweep.errors import CareSweepError
+from care_sweep.local_ray import (
+    RayPorts,
+    free_port,
+    ray_command,
+    ray_environment,
+    ray_scratch,
+    ray_token,
+    vital_processes,
+)
 from care_sweep.settings import Settings
 
 __all__ = ["Instance", "running", "serve"]
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
+_MOST_EARLY_DEATHS, _EARLY_SECONDS = 5, 10.0  # so many in a row, so soon after a start, are no bad luck
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_RAY_SCRATCH = "care-sweep-ray-"
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-@dataclass(frozen=True)
 class Instance:
-    """A running instance and where to find it."""
+    """A running instance: its parts, where to find them, and how one that died is started again.
 
-    url: str
-    dashboard_url: str | None
-    token_path: Path | None
-    log_directory: Path
-    processes: Mapping[str, "subprocess.Popen[bytes]"]
+    Attributes:
+        url: where the service listens.
+        dashboard_url, token_path: of the local Ray; None where RAY_ADDRESS names a cluster.
+        log_directory: a log for each part.
+    """
 
-    def find_dead(self) -> str | None:
-        """The name of a process that has ended by itself."""
-        return next((name for name, process in self.processes.items() if process.poll() is not None), None)
+    def __init__(self, settings: Settings, host: str, port: int, logs: Path) -> None:
+        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+        self.dashboard_url: str | None = None
+        self.token_path: Path | None = None
+        self.log_directory = logs
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, list[str]] = {
+            "service": [sys.executable, "-m", "service", "--host", host, "--port", str(port)],
+            "runner": [sys.executable, "-m", "care_sweep.run.runner"],
+        }
+        self._environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
+        self._started_at: dict[str, float] = {}
+        self._early_deaths: dict[str, int] = {}
+        self._vital: set[int] = set()
+
+    def plan_ray(self, ports: RayPorts, token_path: Path, command: list[str]) -> None:
+        """Have a local Ray among the parts, at the same address however often it is started."""
+        self.token_path, self.dashboard_url = token_path, f"http://127.0.0.1:{ports.dashboard}"
+        self._commands["ray"] = command
+        self._environment |= ray_environment(token_path)
+        self._environment["RAY_ADDRESS"] = f"127.0.0.1:{ports.gcs}"
+
+    def start(self) -> None:
+        """Start all parts and wait until they answer.
+
+        Raises:
+            CareSweepError: one does not come up.
+        """
+        self._start("service")
+        self._start_ray_and_runner()
+        self._wait_for(f"{self.url}/readyz")
+
+    def tend(self) -> str | None:
+        """Start again what has ended by itself; what that was, in words, or None where all parts run.
+
+        With Ray go the runner and its drivers, whose connections died with it: all sweeps go on from the
+        store.
+
+        Raises:
+            CareSweepError: parts die again and again, or one does not come up.
+        """
+        dead = next((name for name, process in self.processes.items() if process.poll() is not None), None)
+        if dead is None and "ray" in self.processes:
+            alive = vital_processes(self.processes["ray"].pid)
+            dead = None if self._vital <= alive else "ray"  # it takes half a minute to notice by itself
+            self._vital |= alive
+        if dead is None:
+            return None
+        status = self.processes[dead].returncode
+        log = self.log_directory / f"{dead}.log"
+        is_early = time.monotonic() - self._started_at[dead] < _EARLY_SECONDS
+        self._early_deaths[dead] = self._early_deaths.get(dead, 0) + 1 if is_early else 0
+        if self._early_deaths[dead] == _MOST_EARLY_DEATHS:
+            raise CareSweepError(
+                f"the {dead} ended soon after its start {_MOST_EARLY_DEATHS} times in a row, "
+                f"at last with status {status}; see {log}"
+            )
+        if dead == "ray":
+            self.stop("ray", grace_seconds=0)  # half of it cannot end in order
+            self.stop("runner", grace_seconds=5)
+            self._vital.clear()
+            self._start_ray_and_runner()
+        else:
+            self.stop(dead)
+            self._start(dead)
+        how = "lost a process" if status is None else f"ended by itself with status {status}"
+        return f"the {dead} {how} and was started again; see {log}"
+
+    def stop(self, *names: str, grace_seconds: float = _STOP_SECONDS) -> None:
+        """End these parts, in order, and whoever of their process groups has not gone with them by then."""
+        for name in names:
+            process = self.processes.pop(name, None)
+            if process is None:
+                continue
+            if grace_seconds:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(grace_seconds)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _start_ray_and_runner(self) -> None:
+        if "ray" in self._commands:
+            assert self.token_path is not None
+            self._start("ray")
+            token = {"Authorization": f"Bearer {self.token_path.read_text()}"}
+            self._wait_for(f"{self.dashboard_url}/api/version", token)
+        self._start("runner")
+
+    def _start(self, name: str) -> None:
+        log = self.log_directory / f"{name}.log"
+        mode = "ab" if name in self._started_at else "wb"  # a log of this instance's whole life
+        self._started_at[name] = time.monotonic()
+        with log.open(mode) as output:
+            self.processes[name] = subprocess.Popen(  # noqa: S603  (our own modules, Ray's, our arguments)
+                self._commands[name],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  (this process has no threads)
+            )
+
+    def _wait_for(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  (http, built here)
+        while time.monotonic() < deadline:
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    log = self.log_directory / f"{name}.log"
+                    tail = log.read_text(errors="replace")[-2000:].rstrip()
+                    raise CareSweepError(f"the {name} did not start; {log} ends with:\n{tail}")
+            try:
+                with urllib.request.urlopen(request, timeout=2):  # noqa: S310
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise CareSweepError(f"{url} did not answer within {_START_SECONDS:.0f} s; see {self.log_directory}")
 
 
 def serve(
@@ -60,16 +181,19 @@ def serve(
     num_gpus: int | None = None,
     as_json: bool = False,
 ) -> int:
-    """Run an instance until SIGINT, SIGTERM or SIGHUP. The exit status: 0, or 1 where a part of it died."""
+    """Run an instance until SIGINT, SIGTERM or SIGHUP, starting again what dies of it.
+
+    The exit status: 0, or 1 where a part dies again and again.
+    """
     for number in _ENDINGS:
         signal.signal(number, signal.default_int_handler)
     try:
         with running(settings, host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus) as instance:
             _say_where(instance, as_json=as_json)
-            while (dead := instance.find_dead()) is None:
+            while True:
+                if (said := instance.tend()) is not None:
+                    print(said, file=sys.stderr, flush=True)
                 time.sleep(0.2)
-            print(f"the {dead} ended by itself; see {instance.log_directory / dead}.log", file=sys.stderr)
-            return 1
     except KeyboardInterrupt:
         if not as_json:
             print("stopped; sweeps that were running go on at the next start", flush=True)
@@ -91,34 +215,18 @@ def running(
         CareSweepError: the home cannot be used, another instance uses it, the port is taken, or a process
             does not come up.
     """
-    port = port or _free_port()
     logs = _prepare_home(settings.home)
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-    environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
     with ExitStack() as stack:
         stack.enter_context(_only_instance(settings.home))
         shutil.rmtree(settings.scratch_directory, ignore_errors=True)
-        stack.callback(_stop, processes)
-        command = [sys.executable, "-m", "service", "--host", host, "--port", str(port)]
-        processes["service"] = _start("service", command, environment, logs)
-        dashboard_url = token_path = None
+        instance = Instance(settings, host, port or free_port(), logs)
         if settings.ray_address is None:
-            token_path = _token(settings.home)
-            environment |= _ray_environment(token_path)
-            scratch = stack.enter_context(_short_directory(settings.home))
-            ports = _RayPorts.free()
-            command = _ray_command(ports, scratch, num_cpus, num_gpus)
-            processes["ray"] = _start("ray", command, environment, logs)
-            stack.callback(_stop, processes)  # Ray must be gone before its scratch directory
-            dashboard_url = f"http://127.0.0.1:{ports.dashboard}"
-            token = {"Authorization": f"Bearer {token_path.read_text()}"}
-            _wait_for(f"{dashboard_url}/api/version", processes, logs, token)
-            environment["RAY_ADDRESS"] = f"127.0.0.1:{ports.gcs}"
-        command = [sys.executable, "-m", "care_sweep.run.runner"]
-        processes["runner"] = _start("runner", command, environment, logs)
-        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
-        _wait_for(f"{url}/readyz", processes, logs, {})
-        yield Instance(url, dashboard_url, token_path, logs, processes)
+            scratch, ports = stack.enter_context(ray_scratch(settings.home)), RayPorts.free()
+            command = ray_command(ports, scratch, num_cpus, num_gpus)
+            instance.plan_ray(ports, ray_token(settings.home), command)
+        stack.callback(_stop_all, instance)  # before Ray's scratch directory goes
+        instance.start()
+        yield instance
 
 
 def _say_where(instance: Instance, *, as_json: bool) -> None:
@@ -138,65 +246,19 @@ def _say_where(instance: Instance, *, as_json: bool) -> None:
 # --- processes ---
 
 
-def _start(
-    name: str, command: Sequence[str], environment: Mapping[str, str], logs: Path
-) -> "subprocess.Popen[bytes]":
-    with (logs / f"{name}.log").open("wb") as log:  # of this start; the sweeps' own logs are kept
-        return subprocess.Popen(  # noqa: S603  (our own modules and Ray's, with arguments of our own)
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            start_new_session=True,  # Ctrl-C is ours to pass on, in order
-            preexec_fn=_end_with_parent,  # noqa: PLW1509  (this process has no threads)
-        )
-
-
 def _end_with_parent() -> None:
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _stop(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
+def _stop_all(instance: Instance) -> None:
     """The runner first, for it ends its drivers; the service last, for it may still be asked."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
     try:
-        _end_all(processes)
+        instance.stop("runner", "ray", "service")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _end_all(processes: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
-    for name in ("runner", "ray", "service"):
-        process = processes.get(name)
-        if process is None or process.poll() is not None:
-            continue
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-        with suppress(ProcessLookupError):  # whoever of its group has not gone with it
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_for(
-    url: str, processes: Mapping[str, "subprocess.Popen[bytes]"], logs: Path, headers: Mapping[str, str]
-) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310  (http, built here)
-    while time.monotonic() < deadline:
-        for name, process in processes.items():
-            if process.poll() is not None:
-                tail = (logs / f"{name}.log").read_text(errors="replace")[-2000:].rstrip()
-                raise CareSweepError(f"the {name} did not start; {logs / name}.log ends with:\n{tail}")
-        try:
-            with urllib.request.urlopen(request, timeout=2):  # noqa: S310
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise CareSweepError(f"{url} did not answer within {_START_SECONDS:.0f} s; see {logs}")
 
 
 # --- what an instance owns ---
@@ -226,81 +288,3 @@ def _only_instance(home: Path) -> Iterator[None]:
                 "use it, stop it, or set CARE_SWEEP_HOME to another folder"
             ) from None
         yield
-
-
-def _token(home: Path) -> Path:
-    """The secret of the local Ray cluster, made once and readable by its owner alone."""
-    path = home / "ray-token"
-    if not path.is_file() or not path.read_text().strip():
-        temporary = home / ".ray-token.part"
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-        temporary.replace(path)
-    path.chmod(0o600)
-    return path
-
-
-@contextmanager
-def _short_directory(home: Path) -> Iterator[Path]:
-    """Ray keeps sockets below it, whose paths may have 107 characters; the home's own may be too long.
-
-    A link in the home remembers it, so that one left by a killed instance goes at the next start.
-    """
-    link = home / "ray-scratch"
-    if link.is_symlink() and link.readlink().name.startswith(_RAY_SCRATCH):
-        shutil.rmtree(link.readlink(), ignore_errors=True)
-    with TemporaryDirectory(prefix=_RAY_SCRATCH, dir="/tmp", ignore_cleanup_errors=True) as path:
-        link.unlink(missing_ok=True)
-        link.symlink_to(path)
-        try:
-            yield Path(path)
-        finally:
-            link.unlink(missing_ok=True)
-
-
-# --- a local Ray ---
-
-
-@dataclass(frozen=True)
-class _RayPorts:
-    gcs: int
-    dashboard: int
-    agent: int
-    client: int
-
-    @classmethod
-    def free(cls) -> "_RayPorts":
-        return cls(_free_port(), _free_port(8265), _free_port(), _free_port())
-
-
-def _free_port(preferred: int = 0) -> int:
-    with socket.socket() as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself will
-        try:
-            candidate.bind(("127.0.0.1", preferred))
-        except OSError:
-            candidate.bind(("127.0.0.1", 0))
-        return int(candidate.getsockname()[1])
-
-
-def _ray_environment(token_path: Path) -> dict[str, str]:
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_path),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # its kills abort a whole sweep, whatever max_failures says
-    }
-
-
-def _ray_command(ports: _RayPorts, scratch: Path, num_cpus: int | None, num_gpus: int | None) -> list[str]:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={ports.gcs}", f"--temp-dir={scratch}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}"]
-    command += [f"--dashboard-agent-listen-port={ports.agent}", f"--ray-client-server-port={ports.client}"]
-    command += ["--include-dashboard=true", "--disable-usage-stats"]
-    if num_cpus is not None:
-        command.append(f"--num-cpus={num_cpus}")
-    if num_gpus is not None:
-        command.append(f"--num-gpus={num_gpus}")
-    return command
