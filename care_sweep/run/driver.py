@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from care_sweep.errors import LeaseLost
-from care_sweep.run.cluster import connect
-from care_sweep.run.conductor import Conductor
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState, TrialState
 from care_sweep.store import Lease, Store, open_database
@@ -35,11 +33,9 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = Settings.from_environment()
-    assert settings.ray_address, "the runner sets RAY_ADDRESS"
     store = Store(open_database(settings.database_url))
     lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock)
     try:
-        connect(settings.ray_address)
         drive(store, lease, settings)
     except LeaseLost as error:
         _LOG.warning("%s", error)
@@ -59,9 +55,13 @@ def last_words(error: Exception) -> str:
 
 def drive(store: Store, lease: Lease, settings: Settings) -> None:
     """Run what is left of the sweep and store how it ended."""
-    from care_sweep.run.tuning import run_trials  # noqa: PLC0415  (reads the environment when it is imported)
+    with _kept(lease):  # also while Ray is imported, which takes longer than a lease on a busy machine
+        from care_sweep.run.cluster import connect  # noqa: PLC0415
+        from care_sweep.run.conductor import Conductor  # noqa: PLC0415
+        from care_sweep.run.tuning import run_trials  # noqa: PLC0415
 
-    with _kept(lease):
+        assert settings.ray_address, "the runner sets RAY_ADDRESS"
+        connect(settings.ray_address)
         conductor = Conductor(store, lease, settings.storage_uri)
         run_trials(conductor, settings)
     if conductor.is_paused:

@@ -27,6 +27,7 @@ __all__ = ["Runner", "main"]
 LEASE_SECONDS = 15.0
 """A lease has run out once its counter stood still this long on the observer's own monotonic clock."""
 
+_HANG_SECONDS = 60.0  # of a driver of one's own, whose process is there and may be slow to start
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 5.0
 _KILL_SECONDS = 3.0
@@ -101,12 +102,16 @@ class Runner:
     def _is_abandoned(self, sweep: SweepRecord) -> bool:
         if sweep.lease_owner is None:
             return sweep.state is not SweepState.PAUSED
+        return self._has_run_out(sweep, LEASE_SECONDS)
+
+    def _has_run_out(self, sweep: SweepRecord, seconds: float) -> bool:
+        """Whether the sweep's counter stood still for so long, from when this runner first saw it stand."""
         now = self.monotonic()
         seen = self._observed.get(sweep.id)
         if seen is None or seen.counter != sweep.lease_counter:
             self._observed[sweep.id] = _Observation(sweep.lease_counter, now)
             return False
-        return now - seen.since >= LEASE_SECONDS
+        return now - seen.since >= seconds
 
     def _begin(self, sweep: SweepRecord, lease: Lease) -> None:
         self._observed.pop(sweep.id, None)
@@ -139,6 +144,9 @@ class Runner:
         if status is None:
             if _is_cancelled(sweep) or sweep.state.is_terminal:
                 self._cancel(driver)
+            elif self._has_run_out(sweep, _HANG_SECONDS):
+                _LOG.warning("the driver of sweep %s hangs: it has not renewed its lease", sweep.id)
+                self._kill(driver)  # the next look replaces it
             return
         del self._drivers[sweep.id]
         if sweep.state.is_terminal or status in (0, LEASE_LOST):
