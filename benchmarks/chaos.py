@@ -122,7 +122,7 @@ def _post(url: str, poster: int, answered: dict[str, str], done: threading.Event
 
 
 def _trials(home: Path, chance: random.Random, kills: dict[str, int]) -> dict[str, Any]:
-    """Kill what a sweep needs, again and again, while it runs; then compare what is stored with what was told."""
+    """Kill what a sweep needs, while it runs; then compare what was told with what is stored."""
     victims = [victim for victim, count in kills.items() for _ in range(count)]
     chance.shuffle(victims)
     dataset = cut_few_images(home / "data" / "few")
