@@ -3,8 +3,13 @@
 Shape suffixes: N views, H and W pixels of a view, h and w pixels of the source image, T tries of a crop.
 
 Drawing and applying are apart so that one augmentation can be shared by many images, and so that the same
-parameters can be applied to other images. Which view gets which operation is known on the host: applying
-never waits for the device. Each operation equals torchvision's for float tensors in [0, 1].
+parameters can be applied to other images of that size. Each operation equals torchvision's for float tensors
+in [0, 1].
+
+What is computed where: parameters, which view gets which operation, and the weights of each view's resize,
+two matrices (N, H, h) and (N, W, w), are made on the host and copied to the device in every call; pixels stay
+on the device. Nothing is read back from it, but the copies are from pageable memory, so that the host waits
+until they have been read; at 224 px the matrices are most of them.
 """
 
 import math
@@ -77,9 +82,10 @@ class Strength:
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What is done to each of N views; every field is a tensor on the host with N rows.
+    """What is done to each of N views; every field but `size` is a tensor on the host with N rows.
 
     Attributes:
+        size: height and width in pixels of the images that it was drawn for.
         top, left, height, width: the crop in source pixels, int64.
         flip, jitter, grayscale, blur: whether it is done, bool.
         order: (N, 4), the order of brightness (0), contrast (1), saturation (2) and hue (3), int64.
@@ -87,6 +93,7 @@ class ViewParameters:
         sigma: standard deviation of the 3x3 Gaussian blur in pixels.
     """
 
+    size: tuple[int, int]
     top: Tensor
     left: Tensor
     height: Tensor
@@ -110,7 +117,8 @@ class ViewParameters:
         return self._map(lambda field: field.repeat_interleave(times, 0))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ViewParameters":
-        return ViewParameters(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+        rows = [field.name for field in fields(self) if field.name != "size"]
+        return ViewParameters(self.size, **{name: change(getattr(self, name)) for name in rows})
 
 
 # --- drawing ------------------------------------------------------------------------------------------------
@@ -125,7 +133,8 @@ def draw_views(
 ) -> ViewParameters:
     """One augmentation for each of `num_views` views of images of `size` (height, width) pixels.
 
-    How many numbers are drawn does not depend on the strength. Crops are torchvision's RandomResizedCrop.
+    How many numbers are drawn does not depend on the strength. Crops are torchvision's RandomResizedCrop; at
+    strength 0 they are the whole image, which that would not give for images wider than 4/3 or higher.
 
     Raises:
         ValueError: the strength is not in [0, 2], or the least crop scale not in (0, 1].
@@ -136,11 +145,15 @@ def draw_views(
         return torch.rand(num_views, *columns, generator=generator, dtype=torch.float64)
 
     top, left, height, width = _draw_crops(uniform, size, amounts.lowest_scale)
+    if strength == 0:
+        top, left = torch.zeros_like(top), torch.zeros_like(left)
+        height, width = torch.full_like(height, size[0]), torch.full_like(width, size[1])
     spread = torch.tensor([amounts.jitter] * 3 + [amounts.hue], dtype=torch.float64)
     centre = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
     lowest = torch.tensor([0.0, 0.0, 0.0, -0.5], dtype=torch.float64)
     low = torch.maximum(centre - spread, lowest)
     return ViewParameters(
+        size=size,
         top=top,
         left=left,
         height=height,
@@ -163,7 +176,16 @@ def draw_shared_views(
     generator: torch.Generator,
     least_crop_scale: float = _LEAST_CROP_SCALE,
 ) -> ViewParameters:
-    """One augmentation for each split, repeated for its `num_images / num_splits` images (Algorithm 1)."""
+    """One augmentation for each split, repeated for its `num_images / num_splits` images (Algorithm 1).
+
+    Raises:
+        ValueError: as `draw_views`, or the images cannot be cut into so many equal splits.
+    """
+    if num_splits < 1 or num_images % num_splits:
+        raise ValueError(
+            f"{num_images} images cannot share {num_splits} augmentations equally: use a divisor of "
+            f"{num_images}"
+        )
     drawn = draw_views(num_splits, size, strength, generator, least_crop_scale)
     return drawn.repeated(num_images // num_splits)
 
@@ -194,6 +216,7 @@ def hue_change(num_views: int, shift: float, size: tuple[int, int]) -> ViewParam
     zero, none = torch.zeros(num_views, dtype=torch.int64), torch.zeros(num_views, dtype=torch.bool)
     rows, columns = size
     return ViewParameters(
+        size=size,
         top=zero,
         left=zero,
         height=zero + rows,
@@ -218,12 +241,17 @@ def apply_views(images: Tensor, parameters: ViewParameters) -> Tensor:
         images: (N, 3, h, w), uint8 or float in [0, 1]; row i is treated as row i of `parameters` says.
 
     Raises:
-        ValueError: the images are not (N, 3, h, w) with N = len(parameters).
+        ValueError: the images are not (N, 3, h, w) with N = len(parameters) and the size of the parameters.
     """
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(parameters):
         raise ValueError(
             f"{len(parameters)} views need images of shape ({len(parameters)}, 3, h, w), "
             f"they are {tuple(images.shape)}"
+        )
+    if tuple(images.shape[-2:]) != tuple(parameters.size):
+        raise ValueError(
+            f"the views were drawn for images of {parameters.size[0]} x {parameters.size[1]} pixels, these "
+            f"have {images.shape[-2]} x {images.shape[-1]}: draw them for this size"
         )
     views = _crop_and_flip(unit(images), parameters)
     _jitter(views, parameters)

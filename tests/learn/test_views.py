@@ -14,6 +14,7 @@ from care_sweep.learn.views import (
     apply_views,
     draw_shared_views,
     draw_views,
+    hue_change,
     normalise,
 )
 
@@ -24,6 +25,7 @@ def identity(num_views: int, height: int, width: int) -> ViewParameters:
     zeros = torch.zeros(num_views, dtype=torch.int64)
     off = torch.zeros(num_views, dtype=torch.bool)
     return ViewParameters(
+        size=(height, width),
         top=zeros,
         left=zeros,
         height=zeros + height,
@@ -149,13 +151,20 @@ def test_strength_zero_is_the_identity_and_a_flip() -> None:
     assert torch.equal(apply_views(images, p), expected)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (224, 224), (24, 40)])
+@pytest.mark.parametrize("size", [(32, 32), (224, 224), (32, 40), (24, 40), (60, 20)])
 def test_strength_zero_keeps_every_size_whole(size: tuple[int, int]) -> None:
-    p = draw_views(5000, size, 0.0, torch.Generator().manual_seed(0))
-    ratio = size[1] / size[0]
-    if 3 / 4 <= ratio <= 4 / 3:
-        assert (p.height == size[0]).all()
-        assert (p.width == size[1]).all()
+    source, stronger = (torch.Generator().manual_seed(0) for _ in range(2))
+    p = draw_views(5000, size, 0.0, source)
+    assert (p.height == size[0]).all()
+    assert (p.width == size[1]).all()
+    assert not p.top.any()
+    assert not p.left.any()
+    draw_views(5000, size, 1.0, stronger)
+    assert torch.equal(source.get_state(), stronger.get_state())
+    images = random_images(3, *size)
+    assert torch.equal(
+        apply_views(images, p[:3]), torch.where(p.flip[:3, None, None, None], images.flip(3), images)
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,7 +259,8 @@ def test_shared_views_are_one_a_split() -> None:
     p = draw_shared_views(12, 3, (32, 32), 1.0, torch.Generator().manual_seed(7))
     once = draw_views(3, (32, 32), 1.0, torch.Generator().manual_seed(7))
     assert len(p) == 12
-    for field in dataclasses.fields(ViewParameters):
+    assert p.size == (32, 32)
+    for field in dataclasses.fields(ViewParameters)[1:]:
         rows, drawn = getattr(p, field.name), getattr(once, field.name)
         for split in range(3):
             assert (rows[4 * split : 4 * split + 4] == drawn[split]).all()
@@ -277,3 +287,18 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
     p = draw_views(4, (32, 32), 1.0, torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="need images of shape"):
         apply_views(torch.zeros(shape), p)
+
+
+@pytest.mark.parametrize(("num_images", "num_splits"), [(10, 4), (4, 8), (8, 0), (8, -2)])
+def test_images_that_cannot_share_equally_are_refused(num_images: int, num_splits: int) -> None:
+    with pytest.raises(ValueError, match=f"{num_images} images cannot share {num_splits} augmentations"):
+        draw_shared_views(num_images, num_splits, (32, 32), 1.0, torch.Generator())
+
+
+@pytest.mark.parametrize("drawn", [(32, 32), (48, 32), (64, 64)])
+def test_parameters_of_another_size_are_refused(drawn: tuple[int, int]) -> None:
+    views = draw_views(4, drawn, 1.0, torch.Generator()), hue_change(4, 0.1, drawn)
+    shared = draw_shared_views(4, 2, drawn, 1.0, torch.Generator())
+    for p in (*views, shared, shared[:4], views[0][torch.arange(4)]):
+        with pytest.raises(ValueError, match=rf"{drawn[0]} x {drawn[1]} pixels, these have 32 x 48"):
+            apply_views(torch.zeros(4, 3, 32, 48), p)
