@@ -12,6 +12,7 @@ Source: Gupta et al., "Structuring Representation Geometry with Rotationally Equ
 Learning", ICLR 2024, arXiv 2306.13924, Sections 3 and 5.2, Algorithm 1.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "uniformity",
 ]
 
+_LEAST_TEMPERATURE = 1e-30  # sums of similarities divided by it are still finite in float32
 _BATCH_NORM_EPSILON = 1e-5  # torch's default, which Barlow Twins' published code has
 
 # --- two views of each image --------------------------------------------------------------------------------
@@ -45,7 +47,9 @@ def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         temperature: tau, above 0.
 
     Raises:
-        ValueError: the shapes differ, are not (B, D) with B >= 2, or the temperature is not above 0.
+        ValueError: the shapes differ, are not (B, D) with B >= 2 and D >= 1, or the temperature is not above
+            0 (1e-30 or more, so that its quotients are float32's) and finite.
+        TypeError: the temperature is not a number.
     """
     _check_pair(z1, z2)
     _check_temperature(temperature)
@@ -99,7 +103,8 @@ def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
         temperature: tau, above 0.
 
     Raises:
-        ValueError: queries and keys as in `info_nce`; the queue is not (K, D) with K >= 1.
+        ValueError, TypeError: queries, keys and temperature as in `info_nce`; the queue is not (K, D) with
+            K >= 1, or not of the queries' type.
     """
     _check_pair(queries, keys)
     _check_temperature(temperature)
@@ -108,6 +113,11 @@ def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
             f"the queue must be (K, {queries.shape[1]}) with 1 key or more, it is {tuple(queue.shape)}"
         )
     q_BD, k_BD, queue_KD = (_at_least_single(z) for z in (queries, keys, queue))
+    if not q_BD.dtype == k_BD.dtype == queue_KD.dtype:
+        raise ValueError(
+            f"the queue must be of the type of queries and keys, {queries.dtype} and {keys.dtype}; it is "
+            f"{queue.dtype}"
+        )
     positive_B1 = (q_BD * k_BD).sum(1, keepdim=True)
     logits_BN = torch.cat([positive_B1, _product(q_BD, queue_KD.T)], 1) / temperature
     return (logits_BN.logsumexp(1) - logits_BN[:, 0]).mean()
@@ -130,10 +140,12 @@ def barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float) -> Tensor:
         redundancy_weight: the weight of what is off the diagonal, 0 or more.
 
     Raises:
-        ValueError: the shapes differ, are not (B, D) with B >= 2, or the weight is below 0.
+        ValueError: the shapes differ, are not (B, D) with B >= 2 and D >= 1, or the weight is below 0.
+        TypeError: the weight is not a number.
     """
     _check_pair(y1, y2)
-    if not redundancy_weight >= 0:
+    _check_number("redundancy_weight", redundancy_weight)
+    if not 0 <= redundancy_weight < math.inf:
         raise ValueError(f"redundancy_weight must be 0 or more, it is {redundancy_weight}")
     correlation_DD = _product(_standardised(y1).T, _standardised(y2)) / len(y1)
     itself_DD = _itself(len(correlation_DD), y1.device)
@@ -166,10 +178,14 @@ def orthogonal_equivariance(z1: Tensor, z2: Tensor, num_splits: int) -> Tensor:
         num_splits: S, a divisor of B that leaves at least 2 images a split.
 
     Raises:
-        ValueError: the shapes differ, are not (B, D), or B images cannot be cut into S such splits.
+        ValueError: the shapes differ, are not (B, D) with D >= 1, or B images cannot be cut into S such
+            splits.
+        TypeError: S is not a whole number.
     """
     _check_pair(z1, z2)
     num_images, num_dimensions = z1.shape
+    if not isinstance(num_splits, int) or isinstance(num_splits, bool):
+        raise TypeError(f"num_splits must be a whole number, it is {num_splits!r}")
     if num_splits < 1 or num_images % num_splits or num_images < 2 * num_splits:
         raise ValueError(
             f"{num_images} images cannot be cut into {num_splits} equal splits of 2 or more: "
@@ -217,9 +233,9 @@ def _positive(num_images: int, device: torch.device) -> Tensor:
 
 
 def _check_pair(z1: Tensor, z2: Tensor) -> None:
-    if z1.shape != z2.shape or z1.ndim != 2 or len(z1) < 2:
+    if z1.shape != z2.shape or z1.ndim != 2 or len(z1) < 2 or z1.shape[1] == 0:
         raise ValueError(
-            "the two views must be of one shape (B, D) with 2 images or more, "
+            "the two views must be of one shape (B, D) with 2 images and 1 dimension or more, "
             f"they are {tuple(z1.shape)} and {tuple(z2.shape)}"
         )
     if not z1.is_floating_point() or not z2.is_floating_point():
@@ -227,8 +243,16 @@ def _check_pair(z1: Tensor, z2: Tensor) -> None:
 
 
 def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, it is {temperature}")
+    _check_number("temperature", temperature)
+    if not _LEAST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(
+            f"temperature must be above 0 ({_LEAST_TEMPERATURE:g} or more) and finite, it is {temperature}"
+        )
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, it is {value!r}")
 
 
 def _at_least_single(z: Tensor) -> Tensor:

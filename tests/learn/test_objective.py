@@ -2,9 +2,18 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from oracles import (
+    slow_alignment,
+    slow_barlow_twins,
+    slow_equivariance,
+    slow_info_nce,
+    slow_queue_info_nce,
+    slow_uniformity,
+)
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -31,67 +40,6 @@ def rotation(seed: int) -> Tensor:
     source = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(torch.randn(7, 7, generator=source, dtype=torch.float64))
     return q * r.diagonal().sign()
-
-
-def slow_info_nce(z1: Tensor, z2: Tensor, temperature: float) -> float:
-    views = [*z1.double(), *z2.double()]
-    num_images, total = len(z1), 0.0
-    for i, view in enumerate(views):
-        positive = math.exp(float(view @ views[(i + num_images) % (2 * num_images)]) / temperature)
-        negatives = 0.0
-        for j, other in enumerate(views):
-            if j % num_images != i % num_images:
-                negatives += math.exp(float(view @ other) / temperature)
-        total -= math.log(positive / (positive + negatives))
-    return total / len(views)
-
-
-def slow_alignment(z1: Tensor, z2: Tensor, temperature: float) -> float:
-    pairs = list(zip(z1.double(), z2.double(), strict=True))
-    return -sum(math.log(math.exp(float(a @ b) / temperature)) for a, b in pairs) / len(pairs)
-
-
-def slow_uniformity(z1: Tensor, z2: Tensor, temperature: float) -> float:
-    views, num_images, total = [*z1.double(), *z2.double()], len(z1), 0.0
-    for i, view in enumerate(views):
-        others = [other for j, other in enumerate(views) if j % num_images != i % num_images]
-        total += math.log(sum(math.exp(float(view @ other) / temperature) for other in others))
-    return total / len(views)
-
-
-def slow_queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> float:
-    total = 0.0
-    for query, key in zip(queries.double(), keys.double(), strict=True):
-        positive = math.exp(float(query @ key) / temperature)
-        negatives = sum(math.exp(float(query @ other) / temperature) for other in queue.double())
-        total -= math.log(positive / (positive + negatives))
-    return total / len(queries)
-
-
-def slow_barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float) -> float:
-    def normalised(y: list[list[float]]) -> list[list[float]]:
-        columns = []
-        for column in zip(*y, strict=True):
-            mean = sum(column) / len(column)
-            variance = sum((value - mean) ** 2 for value in column) / len(column)
-            columns.append([(value - mean) / math.sqrt(variance + 1e-5) for value in column])
-        return columns
-
-    first, second, total = normalised(y1.double().tolist()), normalised(y2.double().tolist()), 0.0
-    for i, a in enumerate(first):
-        for j, b in enumerate(second):
-            correlation = sum(p * q for p, q in zip(a, b, strict=True)) / len(y1)
-            total += (1 - correlation) ** 2 if i == j else redundancy_weight * correlation**2
-    return total
-
-
-def slow_equivariance(z1: Tensor, z2: Tensor, num_splits: int) -> float:
-    size, total = len(z1) // num_splits, 0.0
-    for split in range(num_splits):
-        a, b = (z[split * size : (split + 1) * size].double() for z in (z1, z2))
-        pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
-        total += sum((float(a[i] @ a[j]) - float(b[i] @ b[j])) ** 2 for i, j in pairs) / len(pairs)
-    return total / num_splits
 
 
 def published_equivariance(z1: Tensor, z2: Tensor) -> float:
@@ -327,3 +275,59 @@ def test_splits_must_divide_the_batch_and_leave_pairs(num_splits: int) -> None:
 def test_integers_are_refused() -> None:
     with pytest.raises(ValueError, match="floating point"):
         info_nce(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3, dtype=torch.int64), 0.5)
+
+
+def test_embeddings_of_no_dimensions_are_refused() -> None:
+    empty = torch.ones(4, 0)
+    for loss in (info_nce, alignment, uniformity, barlow_twins):
+        with pytest.raises(ValueError, match="1 dimension or more"):
+            loss(empty, empty, 0.5)
+    with pytest.raises(ValueError, match="1 dimension or more"):
+        orthogonal_equivariance(empty, empty, 2)
+    with pytest.raises(ValueError, match="1 dimension or more"):
+        queue_info_nce(empty, empty, empty, 0.5)
+
+
+@pytest.mark.parametrize("temperature", ["0.5", None, torch.tensor(0.5), True, 1j])
+def test_what_is_no_number_is_no_temperature_and_no_weight(temperature: Any) -> None:
+    z1, z2 = unit_rows(4, 0), unit_rows(4, 1)
+    for loss in (info_nce, alignment, uniformity):
+        with pytest.raises(TypeError, match="temperature must be a number, it is"):
+            loss(z1, z2, temperature)
+    with pytest.raises(TypeError, match="temperature must be a number, it is"):
+        queue_info_nce(z1, z2, z1, temperature)
+    with pytest.raises(TypeError, match="redundancy_weight must be a number, it is"):
+        barlow_twins(z1, z2, temperature)
+
+
+def test_temperatures_that_would_give_no_number_are_refused() -> None:
+    z1, z2 = unit_rows(64, 0, torch.float32), unit_rows(64, 1, torch.float32)
+    for temperature in (1e-45, 9e-31, math.inf):
+        for loss in (info_nce, alignment, uniformity):
+            with pytest.raises(ValueError, match=r"temperature must be above 0 \(1e-30 or more\) and finite"):
+                loss(z1, z2, temperature)
+    for loss in (info_nce, alignment, uniformity):
+        assert loss(z1, z2, 1e-30).isfinite()
+    assert queue_info_nce(z1, z2, unit_rows(9, 2, torch.float32), 1e-30).isfinite()
+
+
+@pytest.mark.parametrize("num_splits", [2.0, "2", None, True, torch.tensor(2)])
+def test_splits_are_a_whole_number(num_splits: Any) -> None:
+    with pytest.raises(TypeError, match="num_splits must be a whole number, it is"):
+        orthogonal_equivariance(unit_rows(4, 0), unit_rows(4, 1), num_splits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_a_queue_of_another_type_is_refused(dtype: torch.dtype) -> None:
+    z1, z2 = unit_rows(4, 0, torch.float32), unit_rows(4, 1, torch.float32)
+    with pytest.raises(ValueError, match=f"the queue must be of the type of queries .* it is {dtype}"):
+        queue_info_nce(z1, z2, torch.ones(5, 7, dtype=dtype), 0.5)
+
+
+def test_masks_of_many_sizes_are_not_all_kept() -> None:
+    for num_images in range(2, 20):
+        z1, z2 = unit_rows(num_images, 0), unit_rows(num_images, 1)
+        info_nce(z1, z2, 0.5)
+        uniformity(z1, z2, 0.5)
+    for mask in (objective._itself, objective._own_image, objective._positive):
+        assert mask.cache_info().currsize <= 4
