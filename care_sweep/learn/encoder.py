@@ -126,10 +126,14 @@ class CareModel(nn.Module):
         """As `forward`, before the rows are brought to unit length."""
         if len(images) % num_view_groups:
             raise ValueError(f"{len(images)} views are not {num_view_groups} groups of equal size")
-        for module in self.modules():
-            if isinstance(module, _ByViewGroup):
-                module.num_view_groups = num_view_groups
-        outputs: Tensor = self.projector(self.encoder(images))
+        norms = [module for module in self.modules() if isinstance(module, _ByViewGroup)]
+        try:
+            for norm in norms:
+                norm.num_view_groups = num_view_groups
+            outputs: Tensor = self.projector(self.encoder(images))
+        finally:  # whoever calls the encoder alone gives it one group
+            for norm in norms:
+                norm.num_view_groups = 1
         return outputs
 
 

@@ -136,3 +136,13 @@ def test_the_projector_has_the_published_shape() -> None:
     assert (first.in_features, first.out_features, first.bias) == (model.num_features, 512, None)
     assert norm.num_features == 512
     assert (last.in_features, last.out_features, last.bias is not None) == (512, 128, True)
+
+
+def test_groups_last_for_one_call_only() -> None:
+    model, whole = build_model("resnet_tiny", 0).train(), build_model("resnet_tiny", 0).train()
+    views = images(8)
+    model.project(views, 4)
+    assert torch.equal(model.encoder(views), whole.encoder(views)), "the encoder alone is given one batch"
+    with pytest.raises(RuntimeError):
+        model.project(views[:, :1], 4)
+    assert torch.equal(model.encoder(views), whole.encoder(views))
