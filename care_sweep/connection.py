@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import httpx2
 
 from care_sweep.errors import CheckpointError, Problem, ServiceError
 
-__all__ = ["Connection", "path_of"]
+__all__ = ["Connection", "path_of", "without_password"]
 
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0)
 _STREAM_SILENCE_SECONDS = 45.0  # the service sends a sign of life every 15 s
@@ -34,7 +35,7 @@ class Connection:
             is_local = address.host in ("127.0.0.1", "::1", "localhost")  # not behind a proxy, then
             self._http = httpx2.Client(base_url=self.url, timeout=timeout, trust_env=not is_local)
         except (httpx2.InvalidURL, ValueError) as error:
-            raise ServiceError(f"{url!r} is not the URL of a service: {error}") from error
+            raise ServiceError(f"{without_password(url)!r} is not the URL of a service: {error}") from error
 
     def close(self) -> None:
         self._http.close()
@@ -64,7 +65,7 @@ class Connection:
         try:
             return response.json()
         except ValueError as error:
-            message = f"{self.url} did not answer JSON; is it a care-sweep service?"
+            message = f"{without_password(self.url)} did not answer JSON; is it a care-sweep service?"
             raise ServiceError(message, status=response.status_code) from error
 
     def pages(self, path: str, key: str, parameters: Mapping[str, Any]) -> Iterator[Any]:
@@ -162,11 +163,17 @@ class Connection:
 
     def _unreachable(self, error: Exception) -> ServiceError:
         why = str(error) or type(error).__name__
-        return ServiceError(f"no answer from {self.url} ({why}); `care-sweep serve` starts a service")
+        url = without_password(self.url)
+        return ServiceError(f"no answer from {url} ({why}); `care-sweep serve` starts a service")
 
 
 class _InterruptedError(Exception):
     """The stream has more to tell, on another connection."""
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be printed, with three stars for who asks and the password, which may be one token."""
+    return re.sub(r"//[^/?#]*@", "//***@", url)
 
 
 def path_of(*parts: str | int) -> str:

@@ -9,6 +9,7 @@ would give is refused: no damage goes unseen.
 import hashlib
 import io
 import json
+import math
 import platform
 import tarfile
 from collections.abc import Mapping
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from care_sweep.documents import parse
-from care_sweep.errors import CheckpointError, InvalidDocument
+from care_sweep.errors import CheckpointError
 from care_sweep.learn.data import Dataset
 from care_sweep.learn.durable import write_durably
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.model_card import model_card
-from care_sweep.learn.views import normalise
+from care_sweep.learn.views import normalise, unit
 from care_sweep.spec import CheckpointReference, TrialConfig
 
 __all__ = ["CHECKPOINT_NAME", "LoadedEncoder", "load", "loads", "save"]
@@ -36,6 +37,8 @@ __all__ = ["CHECKPOINT_NAME", "LoadedEncoder", "load", "loads", "save"]
 CHECKPOINT_NAME = "checkpoint.tar"
 _FORMAT = "care-sweep checkpoint"
 _FORMAT_VERSION = 1
+_LEAST_SIDE_PIXELS = 8
+_ROUNDING = 1e-3  # what resizing and half precision add to [0, 1]
 _PARTS = ("encoder", "projector", "probe")
 _WEIGHTS = tuple(f"{part}.safetensors" for part in _PARTS)
 _MEMBERS = (*_WEIGHTS, "config.json", "metrics.json", "README.md", "manifest.json")
@@ -44,8 +47,8 @@ _MEMBERS = (*_WEIGHTS, "config.json", "metrics.json", "README.md", "manifest.jso
 class LoadedEncoder(nn.Module):
     """An encoder ready for use, in evaluation mode, with what is known about it.
 
-    It takes RGB images (N, 3, h, w), uint8 or float in [0, 1], on the device it was moved to, and normalises
-    them itself.
+    It takes RGB images (N, 3, h, w) of 8 pixels a side or more, uint8 or float in [0, 1], on the device it
+    was moved to, and normalises them itself. Other tensors are refused with `ValueError`.
 
     Attributes:
         config: the `TrialConfig` it was trained with.
@@ -73,8 +76,10 @@ class LoadedEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (N, F), before the projector: what kNN and probes read."""
+        _check_images(images)
         dataset = self.manifest["dataset"]
-        features: Tensor = self.model.encoder(normalise(images, dataset["mean"], dataset["std"]))
+        pixels = unit(images).to(self.probe.weight.dtype)
+        features: Tensor = self.model.encoder(normalise(pixels, dataset["mean"], dataset["std"]))
         return features
 
     def project(self, images: Tensor) -> Tensor:
@@ -85,6 +90,31 @@ class LoadedEncoder(nn.Module):
         """The class numbers (N) that the linear probe gives."""
         scores: Tensor = self.probe(self(images))
         return scores.argmax(1)
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"needs a tensor of images, not {type(images).__name__}: torch.as_tensor makes one of an array"
+        )
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < _LEAST_SIDE_PIXELS:
+        raise ValueError(
+            f"needs RGB images of shape (N, 3, h, w), h and w {_LEAST_SIDE_PIXELS} or more; they are "
+            f"{tuple(images.shape)}: one image is images[None], channels that come last are moved by "
+            "images.permute(0, 3, 1, 2)"
+        )
+    if not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(
+            f"needs images of torch.uint8 or floating point, they are {images.dtype}: convert them with "
+            "images.to(torch.uint8)"
+        )
+    if images.is_floating_point() and images.numel():
+        low, high = (value.item() for value in images.aminmax())
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # a NaN is not either
+            raise ValueError(
+                f"needs float images in [0, 1], they are from {low:g} to {high:g}: divide by 255 what "
+                "goes to 255, and do not normalise, the encoder does it"
+            )
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -185,11 +215,16 @@ def load(path: str | Path) -> LoadedEncoder:
         content = Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (TypeError, ValueError) as error:  # no path, or one with a NUL in it
+        raise CheckpointError(f"{path!r}: is no path of a file ({error})") from error
     return loads(content, str(path))
 
 
 def loads(content: bytes, name: str) -> LoadedEncoder:
     """The encoder of a checkpoint's bytes, on the CPU; `name` is what error messages call it.
+
+    The sums in it are whoever's who wrote it: that they fit does not make its parts an encoder, so all that
+    later use reads is checked here.
 
     Raises:
         CheckpointError: as `load`.
@@ -203,7 +238,9 @@ def loads(content: bytes, name: str) -> LoadedEncoder:
         metrics = json.loads(members["metrics.json"])
         states = {part: safetensors.torch.load(members[f"{part}.safetensors"]) for part in _PARTS}
         return _assemble(config, metrics, manifest, states)
-    except (SafetensorError, RuntimeError, InvalidDocument, KeyError) as error:
+    except CheckpointError:
+        raise
+    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{name}: its parts do not make an encoder ({error})") from error
 
 
@@ -235,7 +272,7 @@ def _checked_manifest(source: str, members: Mapping[str, bytes]) -> dict[str, An
         known = manifest["format"] == _FORMAT and manifest["format_version"] == _FORMAT_VERSION
         intact = manifest["manifest_sha256"] == _own_sha256(manifest)
         expected = {name: manifest["files"][name]["sha256"] for name in _MEMBERS[:-1]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{source}: manifest.json is damaged; download it again") from error
     if not intact or _json(manifest) != members["manifest.json"]:
         raise CheckpointError(f"{source}: manifest.json is damaged; download it again")
@@ -262,8 +299,45 @@ def _assemble(
     model.encoder.load_state_dict(states["encoder"])
     model.projector.load_state_dict(states["projector"])
     num_classes, num_features = states["probe"]["weight"].shape
+    _check_facts(manifest, metrics, num_classes)
+    if num_features != model.num_features:
+        raise ValueError(f"its probe takes {num_features} features, its encoder gives {model.num_features}")
     with torch.random.fork_rng(devices=[]):
         probe = nn.Linear(num_features, num_classes)
     probe.load_state_dict(states["probe"])
     loaded = LoadedEncoder(model, probe, config, metrics, manifest)
     return loaded.requires_grad_(False).eval()
+
+
+def _check_facts(manifest: Mapping[str, Any], metrics: Mapping[str, float], num_classes: int) -> None:
+    """Refuse a manifest or metrics of which later use would break."""
+    dataset = manifest["dataset"]
+    names, size = dataset["class_names"], dataset.get("image_size")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of names, they are {names!r:.100}")
+    if len(names) != num_classes:
+        raise ValueError(f"it has {len(names)} class names and a probe of {num_classes} classes")
+    for key in ("mean", "std"):
+        if not (
+            isinstance(dataset[key], list) and len(dataset[key]) == 3 and all(map(_finite, dataset[key]))
+        ):
+            raise ValueError(f"{key} must be three finite numbers, it is {dataset[key]!r:.100}")
+    if min(dataset["std"]) <= 0:
+        raise ValueError(f"std must be above 0, it is {dataset['std']}")
+    if size is not None and not (
+        isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    ):
+        raise ValueError(f"image_size must be height and width in pixels, it is {size!r:.100}")
+    for what, text in (
+        ("fingerprint", dataset["fingerprint"]),
+        ("name", dataset["name"]),
+        ("torch", manifest["versions"]["torch"]),
+    ):
+        if not isinstance(text, str):
+            raise ValueError(f"{what} must be text, it is {text!r:.100}")
+    if not isinstance(metrics, dict) or not all(map(_finite, metrics.values())):
+        raise ValueError("its metrics are not numbers by name")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,9 +4,12 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -232,3 +235,109 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="no space"):
         durable.write_durably(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- crafted files: every sum is right, what they say is not ------------------------------------------------
+
+Members = dict[str, bytes]
+
+
+def _probe(num_features: int, num_classes: int) -> bytes:
+    linear = nn.Linear(num_features, num_classes)
+    return safetensors.torch.save({name: value.detach() for name, value in linear.state_dict().items()})
+
+
+def _dataset(**changes: Any) -> Callable[[Members, Any], None]:
+    return lambda _, manifest: manifest["dataset"].update(changes)
+
+
+def _member(name: str, content: bytes) -> Callable[[Members, Any], None]:
+    return lambda members, _: members.update({name: content})
+
+
+CRAFTED: dict[str, Callable[[Members, Any], None]] = {
+    "configuration: no JSON": _member("config.json", b"{"),
+    "configuration: no text": _member("config.json", b"\xff"),
+    "configuration: a list": _member("config.json", b"[]"),
+    "metrics: no JSON": _member("metrics.json", b"{"),
+    "metrics: a list": _member("metrics.json", b"[1]"),
+    "metrics: words": _member("metrics.json", b'{"a": "b"}'),
+    "metrics: nested": _member("metrics.json", b"[" * 100_000),
+    "encoder: no tensors": _member("encoder.safetensors", b"none"),
+    "projector: no tensors": _member("projector.safetensors", safetensors.torch.save({})),
+    "probe: no tensors": _member("probe.safetensors", safetensors.torch.save({})),
+    "probe: one dimension": _member("probe.safetensors", safetensors.torch.save({"weight": torch.ones(3)})),
+    "probe: another width": _member("probe.safetensors", _probe(7, 10)),
+    "probe: more classes than names": lambda members, _: members.update(
+        {"probe.safetensors": _probe(build_model("resnet_tiny", 0).num_features, 11)}
+    ),
+    "fewer names": _dataset(class_names=["cat"]),
+    "names that are none": _dataset(class_names=list(range(10))),
+    "one name": _dataset(class_names="abcdefghij"),
+    "mean of length 1": _dataset(mean=[0.5]),
+    "mean of words": _dataset(mean=["a", "b", "c"]),
+    "std of 0": _dataset(std=[0.1, 0.0, 0.1]),
+    "no std": lambda _, manifest: manifest["dataset"].pop("std"),
+    "no dataset": lambda _, manifest: manifest.pop("dataset"),
+    "dataset of words": lambda _, manifest: manifest.update(dataset="cifar10"),
+    "no versions": lambda _, manifest: manifest.pop("versions"),
+    "size of length 1": _dataset(image_size=[32]),
+    "size of words": _dataset(image_size="32"),
+    "fingerprint of numbers": _dataset(fingerprint=7),
+}
+
+
+@pytest.mark.parametrize("change", CRAFTED.values(), ids=CRAFTED.keys())
+def test_crafted_files_are_refused(
+    checkpoint_file: Path, tiny: Dataset, path: Path, change: Callable[[Members, Any], None]
+) -> None:
+    members = checkpoint._unpack(str(path), checkpoint_file.read_bytes())
+    manifest = json.loads(members.pop("manifest.json"))
+    change(members, manifest)
+    manifest["files"] = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        for name, content in members.items()
+    }
+    manifest["manifest_sha256"] = checkpoint._own_sha256(manifest)
+    path.write_bytes(checkpoint._pack({**members, "manifest.json": checkpoint._json(manifest)}))
+    with pytest.raises(CheckpointError, match="its parts do not make an encoder"):
+        load(path)
+
+
+# --- what an encoder is given -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(3, 32, 32), r"one image is images\[None\]"),
+        (torch.zeros(2, 1, 32, 32), "RGB images of shape"),
+        (torch.zeros(2, 32, 32, 3), "permute"),
+        (torch.zeros(2, 3, 4, 32), "8 or more"),
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.int64),
+            r"torch.int64: convert them with images.to\(torch.uint8",
+        ),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.bool), "torch.bool"),
+        (torch.full((2, 3, 32, 32), 200.0), "from 200 to 200: divide by 255"),
+        (torch.full((2, 3, 32, 32), -1.0), "do not normalise"),
+        (torch.full((2, 3, 32, 32), float("nan")), "from nan"),
+        (torch.full((2, 3, 32, 32), float("inf")), "to inf"),
+        ([[1.0]], "not list: torch.as_tensor"),
+    ],
+)
+def test_odd_images_are_refused_with_a_remedy(checkpoint_file: Path, images: Any, said: str) -> None:
+    encoder = load(checkpoint_file)
+    for use in (encoder, encoder.project, encoder.classify):
+        with pytest.raises(ValueError, match=said):
+            use(images)
+
+
+def test_images_of_every_float_type_and_of_number_0_are_taken(checkpoint_file: Path, tiny: Dataset) -> None:
+    encoder = load(checkpoint_file)
+    pixels = tiny.validation.images / 255
+    expected = encoder(tiny.validation.images)
+    assert torch.allclose(encoder(pixels.double()), expected, atol=1e-5)
+    assert torch.allclose(encoder(pixels.half()), expected, atol=0.05)
+    assert torch.allclose(encoder(pixels + 1e-6), expected, atol=1e-3), "rounding is no oddity"
+    assert encoder(pixels[:0]).shape == (0, encoder.model.num_features)

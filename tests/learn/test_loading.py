@@ -2,15 +2,18 @@
 
 import base64
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import care_sweep
+from care_sweep import connection
 from care_sweep.errors import CheckpointError, ServiceError
 
 
@@ -70,7 +73,58 @@ def test_damage_is_seen_and_the_url_is_named(server: str) -> None:
 def test_refusals(server: str, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="404"):
         care_sweep.load(f"{server}/nothing")
-    with pytest.raises(ServiceError, match="not the URL"):
-        care_sweep.load("http://")
     with pytest.raises(CheckpointError, match="cannot be read"):
         care_sweep.load(tmp_path / "nothing.tar")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (None, "None is no place of a checkpoint: give the path"),
+        ("", "'' is no place"),
+        (b"checkpoint.tar", "no place"),
+        (3, "3 is no place"),
+        ("a\0b", "is no path of a file"),
+        ("s3://bucket/best.tar", "s3 is not read; download the checkpoint"),
+        ("ftp://host/best.tar", "ftp is not read"),
+        ("file:///best.tar", "without file:"),
+        ("FILE:best.tar", "without file:"),
+        ("http://", "it has no host"),
+        ("https:///best.tar", "it has no host"),
+        ("http://[::1/best.tar", "not the URL of a checkpoint: Invalid IPv6 URL"),
+        ("http://host:port/best.tar", "not the URL of a checkpoint: Port could not be cast"),
+        ("http://host:99999/best.tar", "not the URL of a checkpoint: Port out of range"),
+        ("http://ho st/best.tar", "a space or a control character"),
+        ("http://host/best\0.tar", "a space or a control character"),
+    ],
+)
+def test_what_is_no_source_is_told(source: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        care_sweep.load(source)
+
+
+def test_the_scheme_of_a_url_is_in_any_case(server: str, checkpoint_file: Path) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    url = f"{server}/best.tar?token=a%20b".replace("http://", "HTTP://")
+    assert torch.equal(care_sweep.load(url)(images), care_sweep.load(checkpoint_file)(images))
+
+
+@pytest.mark.parametrize("path", ["/damaged", "/page", "/nothing"])
+@pytest.mark.parametrize("secret", ["user:pass%40word", "a-token"])
+def test_a_password_in_a_url_is_not_told(server: str, path: str, secret: str) -> None:
+    with pytest.raises((CheckpointError, ServiceError)) as caught:
+        care_sweep.load(server.replace("//", f"//{secret}@") + path)
+    assert secret not in str(caught.value)
+
+
+def test_nor_is_it_told_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_BACKOFF_SECONDS", ())
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(ServiceError, match=r"no answer from http://\*\*\*@127") as caught:
+            care_sweep.load(f"http://user:secret@127.0.0.1:{unheard.getsockname()[1]}/best.tar")
+    assert "secret" not in str(caught.value)
+    for url in ("http://user:secret@ho st", "s3://user:secret@bucket/a", "http://user:secret@h:port/"):
+        with pytest.raises(CheckpointError) as refused:
+            care_sweep.load(url)
+        assert "secret" not in str(refused.value)
