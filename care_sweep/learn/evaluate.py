@@ -6,6 +6,7 @@ embedding.
 Everything reads the train and validation splits only. `measures` has the formulas.
 """
 
+import copy
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -38,13 +39,16 @@ from care_sweep.learn.views import apply_views, draw_shared_views, hue_change, n
 from care_sweep.spec import TrialConfig
 
 __all__ = [
+    "Evaluation",
     "Features",
     "Retrieval",
     "Structure",
     "embed",
     "embedding_metrics",
+    "embedding_metrics_of_batches",
     "encode",
     "evaluate_encoder",
+    "evaluate_fully",
     "extract_features",
     "fit_probe",
     "knn_accuracy",
@@ -80,10 +84,16 @@ class Features:
 
 
 def encode(model: CareModel, images: Tensor, data: Dataset, device: torch.device) -> Tensor:
-    """Features (N, F) of uint8 or [0, 1] images, in chunks, with BatchNorm's running statistics."""
+    """Features (N, F) of uint8 or [0, 1] images, in chunks, with BatchNorm's running statistics.
+
+    Images may stay on the host: one chunk of them at a time is made float, on the device.
+    """
     with _frozen(model):
-        chunks = [normalise(chunk.to(device), data.mean, data.std) for chunk in torch.split(images, _CHUNK)]
-        return torch.cat([model.encoder(chunk) for chunk in chunks])
+        found = [  # in one loop, so that only one chunk of pixels is alive as float
+            model.encoder(normalise(chunk.to(device), data.mean, data.std))
+            for chunk in torch.split(images, _CHUNK)
+        ]
+        return torch.cat(found)
 
 
 def project(model: CareModel, features: Tensor) -> Tensor:
@@ -102,6 +112,48 @@ def extract_features(model: CareModel, data: Dataset, device: torch.device) -> F
     )
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """All measures of an encoder, and what they were computed from."""
+
+    features: Features
+    structure: "Structure"
+    retrieval: "Retrieval"
+    metrics: dict[str, float]
+
+
+def evaluate_fully(
+    model: CareModel,
+    data: Dataset,
+    config: TrialConfig,
+    *,
+    device: torch.device,
+    features: Features | None = None,
+    probe: nn.Linear | None = None,
+) -> Evaluation:
+    """All measures of an encoder, on validation images, with BatchNorm frozen.
+
+    The metrics are what `knn_metrics` has; `validation_probe_accuracy` of the probe of `config.seed`, and
+    with `_mean` and `_spread` (sample standard deviation) over that and the next 2 seeds; what
+    `Structure.metrics`, `Retrieval.metrics` and `embedding_metrics` have. `features` and `probe` spare the
+    work where the caller has them of this very model.
+
+    Raises:
+        NotFiniteError: features or embeddings are not finite.
+    """
+    features = extract_features(model, data, device) if features is None else features
+    structure = measure_structure(model, data, device, features=features)
+    retrieval = measure_retrieval(model, data, device, features=features)
+    metrics = {
+        **knn_metrics(features, config),
+        **probe_metrics(features, data, config, probe),
+        **structure.metrics(),
+        **retrieval.metrics(),
+        **embedding_metrics(model, features),
+    }
+    return Evaluation(features, structure, retrieval, metrics)
+
+
 def evaluate_encoder(
     model: CareModel,
     data: Dataset,
@@ -111,21 +163,9 @@ def evaluate_encoder(
     features: Features | None = None,
     probe: nn.Linear | None = None,
 ) -> dict[str, float]:
-    """All measures of an encoder, on validation images, with BatchNorm frozen.
-
-    Returns what `knn_metrics` has; `validation_probe_accuracy` of the probe of `config.seed`, and with
-    `_mean` and `_spread` (sample standard deviation) over that and the next 2 seeds; what
-    `Structure.metrics`, `Retrieval.metrics` and `embedding_metrics` have. `features` and `probe` spare the
-    work where the caller has them of this very model.
-    """
-    features = extract_features(model, data, device) if features is None else features
-    return {
-        **knn_metrics(features, config),
-        **probe_metrics(features, data, config, probe),
-        **measure_structure(model, data, device).metrics(),
-        **measure_retrieval(model, data, device).metrics(),
-        **embedding_metrics(model, features),
-    }
+    """The metrics of `evaluate_fully`, alone."""
+    found = evaluate_fully(model, data, config, device=device, features=features, probe=probe)
+    return found.metrics
 
 
 def knn_metrics(features: Features, config: TrialConfig) -> dict[str, float]:
@@ -149,8 +189,22 @@ def embedding_metrics(model: CareModel, features: Features) -> dict[str, float]:
     Returns `uniformity`, `effective_rank` and `embedding_spread`, the mean standard deviation of a dimension
     times sqrt(D): 1 where embeddings are spread evenly over the sphere, 0 where they are one point.
     """
-    with _frozen(model):
-        embeddings_ND = normalize(model.projector(features.validation))
+    return _fill_metrics(project(model, features.validation))
+
+
+def embedding_metrics_of_batches(model: CareModel, data: Dataset, device: torch.device) -> dict[str, float]:
+    """`embedding_metrics` by the batch statistics of the validation images, as training embeds them.
+
+    After few steps BatchNorm's running statistics are still those of the start, and an encoder may look
+    collapsed through them alone. At most 512 images are read; the running statistics do not move.
+    """
+    twin = copy.deepcopy(model).train()
+    with torch.no_grad():
+        chunk = data.validation.images[:_CHUNK].to(device)
+        return _fill_metrics(normalize(twin.project(normalise(chunk, data.mean, data.std))))
+
+
+def _fill_metrics(embeddings_ND: Tensor) -> dict[str, float]:
     return {
         "uniformity": uniformity(embeddings_ND),
         "effective_rank": effective_rank(embeddings_ND),
@@ -226,15 +280,18 @@ def measure_structure(
     device: torch.device,
     *,
     num_augmentations: int = _NUM_MEASURED_AUGMENTATIONS,
+    features: Features | None = None,
 ) -> Structure:
     """How drawn augmentations of strength 1 act on validation images; the same ones for every trial.
 
     Their crops have 0.08 of the area or more, whatever `least_crop_scale` a trial has: trials are compared.
-    `data`'s mean and deviation must be those that the model was trained with.
+    `data`'s mean and deviation must be those that the model was trained with. `features`, if known, are this
+    very model's.
     """
     images = data.validation.images
     source = generator(0, "measure")
-    before = embed(model, images, data, device)
+    known = encode(model, images, data, device) if features is None else features.validation
+    before = project(model, known)
     pairs = []
     for _ in range(num_augmentations):
         parameters = draw_shared_views(len(images), 1, data.image_size, 1.0, source)
@@ -285,25 +342,28 @@ def measure_retrieval(
     *,
     shifts: Sequence[float] = _HUE_SHIFTS,
     num_neighbors: int = _NUM_RETRIEVED,
+    features: Features | None = None,
 ) -> Retrieval:
     """Retrieval of train images by validation images under changes of the query's hue (Section 5.3).
 
-    `data`'s mean and deviation must be those that the model was trained with.
+    `data`'s mean and deviation must be those that the model was trained with. `features`, if known, are this
+    very model's.
     """
     bank, queries = data.train.images, data.validation.images
-    bank_DN = embed(model, bank, data, device).T
+    features = extract_features(model, data, device) if features is None else features
+    bank_DN = project(model, features.train).T
     hue_N = torch.cat([mean_colour_hue(chunk) for chunk in torch.split(bank, _CHUNK)])
 
-    def retrieve(shift: float) -> Tensor:
-        found = []
+    def nearest(queries_QD: Tensor) -> Tensor:
+        return (queries_QD @ bank_DN).topk(min(num_neighbors, len(bank))).indices.cpu()
+
+    def recoloured(shift: float) -> Iterator[Tensor]:
         for chunk in torch.split(queries, _CHUNK):
             views = apply_views(chunk.to(device), hue_change(len(chunk), shift, data.image_size))
-            similarity_QN = embed(model, views, data, device) @ bank_DN
-            found.append(similarity_QN.topk(min(num_neighbors, len(bank))).indices)
-        return torch.cat(found).cpu()
+            yield embed(model, views, data, device)
 
-    before = retrieve(0.0)
-    after = [retrieve(shift) for shift in shifts]
+    before = torch.cat([nearest(chunk) for chunk in torch.split(project(model, features.validation), _CHUNK)])
+    after = [torch.cat([nearest(chunk) for chunk in recoloured(shift)]) for shift in shifts]
     hue_before, *hues_after = (hue_N[found_QK].mean(1) for found_QK in (before, *after))
     return Retrieval(
         shifts=tuple(shifts),

@@ -4,7 +4,8 @@ Shape suffixes: N images (M of them in a chunk), Q queries, F features, K neighb
 D dimensions of the projected embedding.
 
 f and f_a are projected unit embeddings of images and of the same images augmented, one image a row. What
-compares or counts embeddings is computed in float64, on their device; an input that is not finite gives nan.
+compares or counts embeddings is computed in float64, on their device. Every measure refuses an input that is
+not finite, a NaN or an infinity anywhere, with `NotFiniteError`, a ValueError.
 Source: Gupta et al., ICLR 2024, arXiv 2306.13924, Sections 4, 5.2 and 5.3.
 """
 
@@ -17,6 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from care_sweep.learn.randomness import generator
 
 __all__ = [
+    "NotFiniteError",
     "alignment",
     "angle_cosines",
     "dimension_spread",
@@ -39,6 +41,11 @@ _PROBE_LEARNING_RATE = 1e-3
 _PROBE_WEIGHT_DECAY = 1e-6
 _CHUNK = 512
 
+
+class NotFiniteError(ValueError):
+    """What is to be measured has a NaN or an infinity in it."""
+
+
 # --- what features tell of classes --------------------------------------------------------------------------
 
 
@@ -53,8 +60,17 @@ def knn_accuracy(
     Args:
         bank, bank_labels: features (N, F) with known class numbers (N).
         queries, query_labels: features (Q, F) and their class numbers (Q).
-        num_neighbors: K, capped at N.
+        num_neighbors: K, 1 or more, capped at N.
+
+    Raises:
+        ValueError: no bank, no queries or no neighbours; features of other shapes; labels of another number.
     """
+    _check_labelled("the bank", bank, bank_labels)
+    _check_labelled("queries", queries, query_labels)
+    if bank.shape[1] != queries.shape[1]:
+        raise ValueError(f"the bank has {bank.shape[1]} features, queries have {queries.shape[1]}")
+    if num_neighbors < 1:
+        raise ValueError(f"num_neighbors must be 1 or more, it is {num_neighbors}")
     bank_FN = normalize(bank).T
     num_classes = int(bank_labels.max()) + 1
     num_right = torch.zeros((), dtype=torch.int64, device=queries.device)
@@ -74,10 +90,20 @@ def linear_probe(
     """A linear classifier on frozen features: Adam 1e-3, weight decay 1e-6, batches of 512 (method.md).
 
     The last batch of an epoch may be smaller. Weights start at 0, so the seed moves only the order of images.
+    Two things differ from the published probe: that one sees train images augmented anew each epoch, ours the
+    features of clean images, computed once; and its layer starts at torch's random weights. The objective is
+    convex, so that both starts lead to one end, and the spread over seeds is that of the order alone.
 
     Args:
-        features, labels: (N, F) and class numbers (N).
+        features, labels: (N, F) and class numbers (N) below `num_classes`.
+
+    Raises:
+        ValueError: no features, of another shape, or labels of another number or outside the classes.
     """
+    _check_labelled("the probe's features", features, labels)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"class numbers must be below num_classes {num_classes}, they are {low} to {high}")
     probe = nn.Linear(features.shape[1], num_classes, device=features.device, dtype=features.dtype)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
@@ -96,7 +122,12 @@ def linear_probe(
 
 
 def probe_accuracy(probe: nn.Linear, features: Tensor, labels: Tensor) -> float:
-    """Share of images the probe puts into their class, in [0, 1]."""
+    """Share of images the probe puts into their class, in [0, 1].
+
+    Raises:
+        ValueError: no features, of another shape, or labels of another number.
+    """
+    _check_labelled("the probe's features", features, labels)
     return int((probe(features).argmax(1) == labels).sum()) / len(labels)
 
 
@@ -150,8 +181,6 @@ def wahba_error(f: Tensor, f_a: Tensor) -> float:
         ValueError: the shapes differ or are not (N, D) with N >= 1 and D >= 1.
     """
     before_ND, after_ND = _pair(f, f_a, least=1)
-    if not (before_ND.isfinite().all() and after_ND.isfinite().all()):
-        return math.nan  # the decomposition would raise
     rotated_ND = before_ND @ wahba_rotation(before_ND, after_ND).T
     return (rotated_ND - after_ND).square().sum().sqrt().item()
 
@@ -234,8 +263,6 @@ def effective_rank(f: Tensor) -> float:
         ValueError: the shape is not (N, D) with N >= 1 and D >= 1.
     """
     f_ND = _matrix(f, least=1)
-    if not f_ND.isfinite().all():
-        return math.nan  # the decomposition would raise
     values = torch.linalg.svdvals(f_ND)
     total = values.sum()
     return torch.special.entr(values / total).sum().exp().item() if total > 0 else 0.0
@@ -292,6 +319,7 @@ def mean_colour_hue(images: Tensor) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"needs RGB images of shape (N, 3, h, w), they are {tuple(images.shape)}")
+    _check_finite(images)
     pixels = images.double() if images.is_floating_point() else images.double() / 255
     red, green, blue = pixels.mean((2, 3)).unbind(1)
     return torch.complex(red - (green + blue) / 2, math.sqrt(3) / 2 * (green - blue))
@@ -318,6 +346,7 @@ def hue_following(before: Tensor, after: Tensor, shift: float) -> float:
         )
     if not 0 < abs(shift) <= 0.5:
         raise ValueError(f"the shift must be in [-0.5, 0.5] and not 0, it is {shift}")
+    _check_finite(before, after)
     turn = (after * before.conj()).sum()
     return (turn.angle() / (2 * math.pi * shift)).item() if turn.abs() > 0 else math.nan
 
@@ -331,6 +360,7 @@ def _pair(f: Tensor, f_a: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
             f"needs two embeddings of one shape (N, D) with {_images(least)} or more, "
             f"they are {tuple(f.shape)} and {tuple(f_a.shape)}"
         )
+    _check_finite(f, f_a)
     return f.double(), f_a.double()
 
 
@@ -339,7 +369,23 @@ def _matrix(f: Tensor, *, least: int) -> Tensor:
         raise ValueError(
             f"needs embeddings of shape (N, D) with {_images(least)} or more, they are {tuple(f.shape)}"
         )
+    _check_finite(f)
     return f.double()
+
+
+def _check_labelled(whose: str, features: Tensor, labels: Tensor) -> None:
+    if features.ndim != 2 or len(features) == 0 or features.shape[1] == 0:
+        raise ValueError(f"{whose} must be (N, F) with 1 image or more, not {tuple(features.shape)}")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"{whose}: {len(features)} images have labels of shape {tuple(labels.shape)}")
+    _check_finite(features)
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise NotFiniteError(f"{bad} of {tensor.numel()} values to be measured are not finite")
 
 
 def _images(least: int) -> str:

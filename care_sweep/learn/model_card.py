@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from care_sweep.spec import TrialConfig
 
-__all__ = ["model_card"]
+__all__ = ["method_name", "model_card"]
 
 _CARD = """\
 # {encoder}, pretrained with {method} on {dataset}
 
 An image encoder trained without labels by care-sweep (CARE: Gupta et al., ICLR 2024, arXiv 2306.13924). The
-linear probe beside it was trained on the frozen features, with labels.
+linear probe beside it was trained on the frozen features of clean images, with labels, from weights of 0;
+the published probe sees augmented images and starts at random.
 
     import care_sweep
     encoder = care_sweep.load("checkpoint.tar")
@@ -56,7 +57,7 @@ def model_card(config: TrialConfig, metrics: Mapping[str, float], class_names: S
     measured = {name: metrics[name] for name in metrics if name not in (*losses, "num_validation_images")}
     return _CARD.format(
         encoder=config.encoder,
-        method=_method(config),
+        method=method_name(config),
         dataset=config.dataset,
         images="validation images" if num_images is None else f"{num_images:.0f} validation images",
         measured=_numbers(measured),
@@ -71,7 +72,8 @@ def _numbers(values: Mapping[str, float]) -> str:
     return _rows({name: f"{value:.6g}" for name, value in sorted(values.items())})
 
 
-def _method(config: TrialConfig) -> str:
+def method_name(config: TrialConfig) -> str:
+    """The method and what was left out of it or added, in words."""
     base = {"simclr": "SimCLR", "moco": "MoCo-v2", "barlow_twins": "Barlow Twins"}[config.base]
     if config.objective == "none":
         return "L_equi alone (CARE without a contrastive part)"

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from care_sweep.learn.checkpoint import LoadedEncoder
 from care_sweep.learn.data import Dataset
-from care_sweep.learn.evaluate import Retrieval
+from care_sweep.learn.evaluate import Features, Retrieval
 from care_sweep.learn.sheets import Heading, Tile, draw_sheet, one_of_each_class
 from care_sweep.learn.views import apply_views, hue_change
 
@@ -29,20 +29,38 @@ def nearest(encoder: LoadedEncoder, queries: Tensor, bank: Tensor, num_neighbors
     """
     device = next(encoder.parameters()).device
     with torch.no_grad():
-        bank_NF = torch.cat([normalize(encoder(chunk.to(device))) for chunk in torch.split(bank, _CHUNK)])
-        queries_QF = normalize(encoder(queries.to(device)))
-    return (queries_QF @ bank_NF.T).topk(num_neighbors, dim=1).indices.cpu()
+        bank_NF = torch.cat([encoder(chunk.to(device)) for chunk in torch.split(bank, _CHUNK)])
+        return _nearest(encoder(queries.to(device)), bank_NF, num_neighbors)
+
+
+def _nearest(queries_QF: Tensor, bank_NF: Tensor, num_neighbors: int) -> Tensor:
+    return (normalize(queries_QF) @ normalize(bank_NF).T).topk(num_neighbors, dim=1).indices.cpu()
 
 
 def neighbors_sheet(
-    encoder: LoadedEncoder, data: Dataset, *, num_queries: int = 8, num_neighbors: int = 8
+    encoder: LoadedEncoder,
+    data: Dataset,
+    *,
+    num_queries: int = 8,
+    num_neighbors: int = 8,
+    features: Features | None = None,
 ) -> Image.Image:
     """One validation image a row, of different classes, then its nearest train images by features.
 
-    A green frame is a neighbour of the query's class, a red one of another.
+    A green frame is a neighbour of the query's class, a red one of another. `features`, if known, are this
+    very encoder's of `data`.
     """
     rows = one_of_each_class(data.validation.labels, num_queries)
-    found = nearest(encoder, data.validation.images[rows], data.train.images, num_neighbors)
+    if features is None:
+        found = nearest(encoder, data.validation.images[rows], data.train.images, num_neighbors)
+    else:
+        queries = features.validation[rows.to(features.validation.device)]
+        found = _nearest(queries, features.train, num_neighbors)
+    return draw_sheet(_framed(data, rows, found))
+
+
+def _framed(data: Dataset, rows: Tensor, found: Tensor) -> list[list[Tile]]:
+    """A row for each query: its image, then its neighbours in frames that tell whose class is its own."""
     sheet = []
     for query, neighbors in zip(rows.tolist(), found.tolist(), strict=True):
         label = int(data.validation.labels[query])
@@ -52,7 +70,7 @@ def neighbors_sheet(
             frame = _RIGHT if other == label else _WRONG
             tiles.append(Tile(data.train.images[neighbor], data.class_names[other], frame))
         sheet.append(tiles)
-    return draw_sheet(sheet)
+    return sheet
 
 
 def hue_sheet(data: Dataset, found: Retrieval, *, num_queries: int = 4) -> Image.Image:

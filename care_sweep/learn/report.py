@@ -17,18 +17,13 @@ from care_sweep.learn.data import Dataset
 from care_sweep.learn.evaluate import (
     Retrieval,
     Structure,
-    embed,
-    embedding_metrics,
-    extract_features,
-    knn_metrics,
-    measure_retrieval,
-    measure_structure,
-    probe_metrics,
+    evaluate_fully,
+    project,
 )
 from care_sweep.learn.measures import dimension_spread
-from care_sweep.learn.model_card import model_card
+from care_sweep.learn.model_card import method_name, model_card
 from care_sweep.learn.neighbors import hue_sheet, neighbors_sheet
-from care_sweep.spec import Measurement
+from care_sweep.spec import Measurement, TrialConfig
 
 __all__ = ["Findings", "examine", "render"]
 
@@ -36,8 +31,8 @@ _NUM_BINS = 80
 
 _MEANING = {
     "validation_knn_accuracy": "weighted kNN on features",
-    "validation_probe_accuracy": "linear probe on frozen features, the probe's first seed",
-    "validation_probe_accuracy_mean": "mean of 3 probe seeds",
+    "validation_probe_accuracy": "linear probe on frozen features of clean images, the probe's first seed",
+    "validation_probe_accuracy_mean": "mean of 3 probe seeds, which move only the order of images",
     "validation_probe_accuracy_spread": "standard deviation over the 3 probe seeds",
     "relative_equivariance": "gamma_f; lower: augmentations act more like orthogonal maps",
     "wahba_error": "W_f, what the best rotation leaves, over all images",
@@ -85,26 +80,16 @@ def examine(encoder: LoadedEncoder, data: Dataset) -> Findings:
     model, config = encoder.model, encoder.config
     device = next(encoder.parameters()).device
     with torch.no_grad():
-        features = extract_features(model, data, device)
-        structure = measure_structure(model, data, device)
-        retrieval = measure_retrieval(model, data, device)
-        metrics = {
-            **knn_metrics(features, config),
-            **probe_metrics(features, data, config),
-            **structure.metrics(),
-            **retrieval.metrics(),
-            **embedding_metrics(model, features),
-        }
-        spread = dimension_spread(embed(model, data.validation.images, data, device)).cpu()
+        found = evaluate_fully(model, data, config, device=device)
         return Findings(
             data=data,
             same_images=same_images,
-            metrics=metrics,
-            structure=structure,
-            retrieval=retrieval,
-            spread=spread,
-            neighbors=neighbors_sheet(encoder, data),
-            recoloured=hue_sheet(data, retrieval),
+            metrics=found.metrics,
+            structure=found.structure,
+            retrieval=found.retrieval,
+            spread=dimension_spread(project(model, found.features.validation)).cpu(),
+            neighbors=neighbors_sheet(encoder, data, features=found.features),
+            recoloured=hue_sheet(data, found.retrieval),
         )
 
 
@@ -175,11 +160,24 @@ def _about(encoder: LoadedEncoder, found: Findings) -> str:
         "the train split of these"
     )
     return escape(
-        f"Trained for {config.epochs} epochs with temperature {config.temperature:g}, augmentation strength "
-        f"{config.augmentation_strength:g}, batch size {config.batch_size}, {config.num_splits} splits and "
-        f"seed {config.seed}. Measured on {len(data.validation.labels)} images of {data.name}: {images}. "
+        f"Trained as {method_name(config)} (base {config.base}, objective {config.objective}) for "
+        f"{config.epochs} epochs with {', '.join(_settings(config))} and seed {config.seed}. "
+        f"Measured on {len(data.validation.labels)} images of {data.name}: {images}. "
         f"Encoder {encoder.manifest['manifest_sha256'][:12]}, torch {encoder.manifest['versions']['torch']}."
     )
+
+
+def _settings(config: TrialConfig) -> list[str]:
+    """What the training had of settings, without those that do nothing in it."""
+    named = [
+        f"augmentation strength {config.augmentation_strength:g}",
+        f"batch size {config.batch_size}",
+    ]
+    if config.objective != "none" and config.base != "barlow_twins":
+        named.insert(0, f"temperature {config.temperature:g}")
+    if config.equivariance_weight > 0:
+        named.append(f"{config.num_splits} splits")
+    return named
 
 
 def _measures(encoder: LoadedEncoder, found: Findings) -> str:

@@ -7,14 +7,12 @@ a trial is its weights, BatchNorm's statistics, the optimiser's moments, what it
 encoder and queue) and the number of epochs done.
 """
 
-import io
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +29,16 @@ from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import (
     Features,
     embedding_metrics,
+    embedding_metrics_of_batches,
     evaluate_encoder,
     extract_features,
     fit_probe,
     knn_metrics,
 )
+from care_sweep.learn.measures import NotFiniteError
 from care_sweep.learn.objective import orthogonal_equivariance
 from care_sweep.learn.randomness import generator
+from care_sweep.learn.state import check_optimizer, check_tensors, opened, sealed
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
 from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
 
@@ -45,8 +46,9 @@ __all__ = ["train", "untrained"]
 
 _SGD_MOMENTUM = 0.9
 _STEPS_TO_SETTLE = 100
-"""Before, Adam's first steps and BatchNorm's running statistics may hold a sound encoder at one point:
-ResNet-18 at learning rate 0.01 (32 images, seed 0) had a spread of 0.00 after 2 steps and 0.12 after 8."""
+"""Before, BatchNorm's running statistics may hold a sound encoder at one point: ResNet-18 at learning rate
+0.01 (CARE, 32 images, seed 0) had a spread of 0.00 after 2 steps and 0.13 after 8. By batch statistics it had
+0.65 and 0.35, and no lower than 0.34; alignment alone at 0.001 had 0.18 after 4 steps and 0.09 after 8."""
 
 
 def train(
@@ -65,11 +67,13 @@ def train(
     states are kept. `report` need not return: what it raises passes through. On CPU an interrupted trial that
     goes on from a state reports what the uninterrupted one would have, to the bit.
 
-    Every measurement has finite `train_loss`, `train_equivariance` (0 at weight 0), the contrastive part by
-    its name (`train_info_nce`, `train_alignment`, `train_uniformity` or `train_barlow_twins`; none for
-    objective none), `effective_rank`, `embedding_spread`, `validation_knn_accuracy` and
-    `num_validation_images`; the last epoch's also `validation_probe_accuracy` and `relative_equivariance`.
-    Training drops the images that do not fill a last batch, others each epoch.
+    Every measurement has, all finite, `train_loss`, `train_equivariance` (0 at weight 0), the contrastive
+    part by its name (`train_info_nce`, `train_alignment`, `train_uniformity` or `train_barlow_twins`; none
+    for objective none), `uniformity`, `effective_rank`, `embedding_spread`, `validation_knn_accuracy` and
+    `num_validation_images`. The last epoch's has also `validation_probe_accuracy` with `_mean` and `_spread`,
+    `relative_equivariance`, `wahba_error`, `wahba_error_rms`, `angle_variance`, `angle_variance_over_images`,
+    `alignment`, `neighbor_change` and, unless the images are gray, `hue_following`; `evaluate` says what they
+    are. Training drops the images that do not fill a last batch, others each epoch.
 
     Args:
         device: the first GPU if there is one, else the CPU.
@@ -80,7 +84,8 @@ def train(
         TrialDiverged: a loss or gradient is not finite, and the weights did not move; or the last step of an
             epoch led to embeddings that are not finite.
         TrialCollapsed: after an epoch, the validation embeddings are at one point or on one line. That epoch
-            is not reported. Epochs of the warm-up and of the first 100 steps are not judged.
+            is not reported. Epochs of the warm-up are not judged. Of the first 100 steps only a trial's last
+            epoch is, by the embeddings that batch statistics give.
         DatasetError: there are fewer train images than `batch_size`.
         CheckpointError: the state is damaged, or of another configuration or other images.
     """
@@ -93,7 +98,7 @@ def train(
             losses = trial.train_epoch()
         epoch, features = trial.num_epochs_done, extract_features(trial.model, data, trial.device)
         metrics, reference = {**losses, **_measure(trial, features)}, None
-        if trial.is_settled and (sign := sign_of_collapse(metrics)) is not None:
+        if (sign := _sign_of_collapse(trial, metrics)) is not None:
             seconds = time.perf_counter() - started
             raise TrialCollapsed(
                 f"after epoch {epoch}: {sign}", epoch=epoch, metrics=metrics, seconds=seconds
@@ -125,11 +130,25 @@ def _state_path(directory: Path, epoch: int) -> Path:
 
 def _measure(trial: "_Trial", features: Features) -> dict[str, float]:
     """What every epoch reports beside its losses."""
-    metrics = embedding_metrics(trial.model, features)
-    if not all(map(math.isfinite, metrics.values())):
+    try:
+        return {**embedding_metrics(trial.model, features), **knn_metrics(features, trial.config)}
+    except NotFiniteError as error:
         epoch = trial.num_epochs_done
-        raise TrialDiverged(f"embeddings not finite after epoch {epoch}; a lower learning_rate may help")
-    return {**metrics, **knn_metrics(features, trial.config)}
+        raise TrialDiverged(
+            f"embeddings not finite after epoch {epoch}; a lower learning_rate may help"
+        ) from error
+
+
+def _sign_of_collapse(trial: "_Trial", metrics: dict[str, float]) -> str | None:
+    """What says after this epoch that the encoder has collapsed, if it can be judged."""
+    config, epoch = trial.config, trial.num_epochs_done
+    if epoch <= config.warmup_epochs:
+        return None
+    if epoch * trial.num_steps >= _STEPS_TO_SETTLE:
+        return sign_of_collapse(metrics)
+    if epoch < config.epochs:
+        return None
+    return sign_of_collapse(embedding_metrics_of_batches(trial.model, trial.data, trial.device))
 
 
 def _deliver(
@@ -138,7 +157,12 @@ def _deliver(
     """The metrics of the last epoch, and the checkpoint."""
     config, data, device = trial.config, trial.data, trial.device
     probe = fit_probe(features, data, config)
-    measures = evaluate_encoder(trial.model, data, config, device=device, features=features, probe=probe)
+    try:
+        measures = evaluate_encoder(trial.model, data, config, device=device, features=features, probe=probe)
+    except NotFiniteError as error:
+        raise TrialDiverged(
+            f"not finite after the last epoch: {error}; a lower learning_rate may help"
+        ) from error
     metrics = {**metrics, **measures}
     if not all(math.isfinite(value) for value in metrics.values()):
         raise TrialDiverged(f"not finite after the last epoch: {metrics}; a lower learning_rate may help")
@@ -177,12 +201,6 @@ class _Trial:
         self.base = build_base(config, self.model)
         self.optimizer = _build_optimizer(self.model, config)
         self.num_epochs_done = 0
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether embeddings can be judged."""
-        epoch = self.num_epochs_done
-        return epoch > self.config.warmup_epochs and epoch * self.num_steps >= _STEPS_TO_SETTLE
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the train images; the mean losses of its steps.
@@ -269,8 +287,7 @@ class _Trial:
 
     def state(self, losses: dict[str, float]) -> bytes:
         """All that training needs to go on after this epoch, for `restore`."""
-        buffer = io.BytesIO()
-        torch.save(
+        return sealed(
             {
                 "config": self.config.model_dump_json(),
                 "fingerprint": self.data.fingerprint,
@@ -279,29 +296,38 @@ class _Trial:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "base": self.base.state_dict(),
-            },
-            buffer,
+            }
         )
-        return buffer.getvalue()
 
     def restore(self, path: Path) -> dict[str, float]:
         """Go on where the state stands; its epoch's losses.
 
         Raises:
-            CheckpointError: the state is damaged, or of another configuration or other images.
+            CheckpointError: the state is damaged, or of another configuration or other images. The trial is
+                as it was before.
         """
+        state = opened(path, self.device)
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             identity = parse(TrialConfig, json.loads(state["config"])), state["fingerprint"]
-        except Exception as error:  # what torch.load raises for a damaged file is not documented
-            raise CheckpointError(f"{path}: no readable training state ({error}); train anew") from error
-        if identity != (self.config, self.data.fingerprint):
-            raise CheckpointError(f"{path}: the state of another configuration or dataset; train anew")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.base.load_state_dict(state.get("base", {}))  # states older than the bases are SimCLR's
-        self.num_epochs_done = state["num_epochs_done"]
-        losses: dict[str, float] = state["losses"]
+            if identity != (self.config, self.data.fingerprint):
+                raise CheckpointError(f"{path}: the state of another configuration or dataset; train anew")
+            num_epochs_done = int(state["num_epochs_done"])
+            if not 1 <= num_epochs_done <= self.config.epochs:
+                raise ValueError(f"{num_epochs_done} of {self.config.epochs} epochs are done")
+            losses = {str(name): float(value) for name, value in state["losses"].items()}
+            check_tensors(self.model.state_dict(), state["model"])
+            check_tensors(self.base.state_dict(), state["base"])
+            check_optimizer(self.optimizer, state["optimizer"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.base.load_state_dict(state["base"])
+            self.model.load_state_dict(state["model"])
+        except CheckpointError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: its parts do not make this trial ({error}); train anew"
+            ) from error
+        self.num_epochs_done = num_epochs_done
         return losses
 
 

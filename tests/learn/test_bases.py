@@ -19,6 +19,7 @@ from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.objective import queue_info_nce
 from care_sweep.learn.randomness import generator
+from care_sweep.learn.state import opened, sealed
 from care_sweep.learn.train import train
 from care_sweep.learn.views import ViewParameters, apply_views, draw_views, normalise
 from care_sweep.spec import Measurement, TrialConfig
@@ -114,7 +115,7 @@ def test_each_way_resumes_to_the_bit(
     rest = run(config, tiny, tmp_path / "rest", resume_from=tmp_path / "part" / "state-00001.pt")
     assert rest[-1].metrics == whole[-1].metrics
     assert rest[-1].checkpoint == whole[-1].checkpoint
-    ends = [torch.load(tmp_path / way / "state-00002.pt", weights_only=True) for way in ("whole", "rest")]
+    ends = [opened(tmp_path / way / "state-00002.pt", CPU) for way in ("whole", "rest")]
     assert ends[0]["base"].keys() == ends[1]["base"].keys()
     assert all(torch.equal(value, ends[1]["base"][name]) for name, value in ends[0]["base"].items())
 
@@ -217,7 +218,7 @@ def test_a_moco_trial_is_moco_written_out_and_gives_its_query_encoder(
     losses, weights = moco_written_out(config, tiny)
     assert [m.metrics["train_info_nce"] for m in measurements] == pytest.approx(losses, rel=1e-4)
     given = load(tmp_path / "checkpoint.tar").model.state_dict()
-    state = torch.load(tmp_path / "state-00003.pt", weights_only=True)
+    state = opened(tmp_path / "state-00003.pt", CPU)
     assert all(torch.equal(given[name], state["model"][name]) for name in given)
     name = "encoder.stem.0.weight"
     assert torch.allclose(given[name], weights[name], atol=1e-3)
@@ -260,17 +261,18 @@ def test_without_a_contrastive_part_nothing_is_embedded_for_it(config: TrialConf
     assert (base.num_embedded, base.num_held, base.state_dict()) == (0, 0, {})
 
 
-def test_a_state_from_before_the_bases_goes_on(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:
+def test_a_state_whose_configuration_lacks_later_fields_goes_on(
+    config: TrialConfig, tiny: Dataset, tmp_path: Path
+) -> None:
     whole = run(config, tiny, tmp_path / "whole")
     with pytest.raises(SystemExit):
         run(config, tiny, tmp_path / "part", stop_after=2)
     path = tmp_path / "part" / "state-00002.pt"
-    state = torch.load(path, weights_only=True)
+    state = opened(path, CPU)
     known = json.loads(state["config"])
     for name in ("base", "objective", "augmentation_scope", "batch_norm", "queue_size"):
         del known[name]
-    del state["base"]
-    torch.save(state | {"config": json.dumps(known)}, path)
+    path.write_bytes(sealed(state | {"config": json.dumps(known)}))
     rest = run(config, tiny, tmp_path / "rest", resume_from=path)
     assert [m.metrics for m in rest] == [whole[-1].metrics]
 
@@ -295,6 +297,22 @@ def test_collapse_is_judged_once_training_has_settled(
     warming = changed(config, {"warmup_epochs": 2})
     with pytest.raises(TrialCollapsed, match="after epoch 3"):
         run(warming, tiny, tmp_path / "warming")
+
+
+def test_a_short_trial_is_judged_after_its_last_epoch(
+    config: TrialConfig, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine steps: alignment alone has brought all images together, which no later epoch could tell."""
+    hasty = {"objective": "alignment", "equivariance_weight": 0.0, "learning_rate": 0.005, "warmup_epochs": 0}
+    with pytest.raises(TrialCollapsed, match=r"after epoch 3: .*embedding_spread") as caught:
+        run(changed(config, hasty), tiny, tmp_path / "collapsed")
+    assert caught.value.epoch == 3
+    assert not (tmp_path / "collapsed" / "checkpoint.tar").exists()
+    warming = changed(config, {**hasty, "warmup_epochs": 3, "learning_rate": 0.02})
+    assert len(run(warming, tiny, tmp_path / "still in warm-up")) == 3
+    stale = {"effective_rank": 1.0, "embedding_spread": 0.0, "uniformity": 0.0}
+    monkeypatch.setattr(train_module, "embedding_metrics", lambda *_: stale)
+    assert len(run(config, tiny, tmp_path / "sound by its batches")) == 3
 
 
 @pytest.mark.slow

@@ -3,24 +3,36 @@
 import dataclasses
 import math
 import statistics
+import weakref
+from typing import Any
 
 import pytest
 import torch
 
+from care_sweep.learn import evaluate
 from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import (
+    Features,
+    Retrieval,
+    Structure,
     embed,
     embedding_metrics,
+    embedding_metrics_of_batches,
+    encode,
     evaluate_encoder,
     extract_features,
     fit_probe,
+    knn_accuracy,
+    knn_metrics,
+    linear_probe,
     measure_retrieval,
     measure_structure,
     probe_accuracy,
     relative_equivariance,
     wahba_error,
 )
+from care_sweep.learn.measures import dimension_spread, effective_rank, uniformity
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.views import apply_views, draw_shared_views, hue_change, normalise
 from care_sweep.spec import TrialConfig
@@ -160,3 +172,106 @@ def test_an_encoder_of_mean_colours_follows_the_hue(mini: Dataset) -> None:
     blind = measure_retrieval(gray, data, CPU, shifts=(-0.1, 0.1))
     assert max(blind.change) < 0.01  # the brightest channel of HSV, its value, is what a change of hue keeps
     assert max(map(abs, blind.following)) < 0.01
+
+
+# --- one number, by hand ------------------------------------------------------------------------------------
+
+
+def test_metrics_of_structure_by_hand() -> None:
+    cosines = torch.tensor([[0.0, 0.2, 0.4], [0.9, 0.9, 0.6]], dtype=torch.float64)
+    found = Structure(cosines, relative_equivariance=(0.1, 0.3), wahba_error=(3.0, 6.0), alignment=(1.0, 2.5))
+    assert found.metrics() == pytest.approx(
+        {
+            "relative_equivariance": 0.2,
+            "wahba_error": 4.5,
+            "wahba_error_rms": 4.5 / math.sqrt(3),
+            "angle_variance": 0.68 / 6,  # the mean is 0.5
+            "angle_variance_over_images": (0.08 / 3 + 0.06 / 3) / 2,  # the means are 0.2 and 0.8
+            "alignment": 1.75,
+        },
+        rel=1e-12,
+    )
+
+
+def test_metrics_of_retrieval_by_hand() -> None:
+    none = torch.zeros(1, 1, dtype=torch.int64)
+    found = Retrieval((-0.1, 0.1), none, (none, none), change=(0.2, 0.6), following=(-0.5, 0.1))
+    assert found.metrics() == pytest.approx({"neighbor_change": 0.4, "hue_following": -0.2})
+    gray = dataclasses.replace(found, following=(math.nan, 0.1))
+    assert gray.metrics().keys() == {"neighbor_change"}
+
+
+def test_knn_and_probe_are_as_configured(tiny: Dataset, config: TrialConfig) -> None:
+    source = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(700, 6, generator=source), torch.randint(10, (700,), generator=source)
+    features = Features(rows[:600], labels[:600], rows[600:], labels[600:])
+    for num_neighbors, num_epochs, seed in ((3, 1, 0), (40, 5, 8)):
+        changes = {"knn_neighbors": num_neighbors, "probe_epochs": num_epochs, "seed": seed}
+        config = config.model_copy(update=changes)
+        accuracy = knn_accuracy(
+            rows[:600], labels[:600], rows[600:], labels[600:], num_neighbors=num_neighbors
+        )
+        assert knn_metrics(features, config)["validation_knn_accuracy"] == accuracy
+        probe = linear_probe(rows[:600], labels[:600], num_classes=10, num_epochs=num_epochs, seed=seed)
+        assert torch.equal(fit_probe(features, tiny, config).weight, probe.weight)
+        again = linear_probe(rows[:600], labels[:600], num_classes=10, num_epochs=num_epochs, seed=seed + 2)
+        assert torch.equal(fit_probe(features, tiny, config, seed=seed + 2).weight, again.weight)
+        assert not torch.equal(again.weight, probe.weight)
+
+
+# --- what it costs ------------------------------------------------------------------------------------------
+
+
+def test_one_chunk_of_pixels_is_alive_at_a_time(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def watched(images: torch.Tensor, *statistics: Any) -> torch.Tensor:
+        nonlocal most
+        pixels = normalise(images, *statistics)
+        made.append(weakref.ref(pixels))
+        most = max(most, sum(one() is not None for one in made))
+        return pixels
+
+    monkeypatch.setattr(evaluate, "_CHUNK", 8)
+    monkeypatch.setattr(evaluate, "normalise", watched)
+    encode(build_model("resnet_tiny", 0), tiny.train.images, tiny, CPU)
+    assert len(made) == 13
+    assert most == 1
+
+
+def test_images_are_encoded_once_and_once_a_change(
+    tiny: Dataset, config: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+
+    def counted(model: CareModel, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(model, images, *rest)
+
+    monkeypatch.setattr(evaluate, "encode", counted)
+    model = build_model("resnet_tiny", 0)
+    metrics = evaluate_encoder(model, tiny, config, device=CPU)
+    assert encoded == [100, 20] + [20] * 20 + [20] * 2
+    features = extract_features(model, tiny, CPU)
+    encoded.clear()
+    assert evaluate_encoder(model, tiny, config, device=CPU, features=features) == metrics
+    assert encoded == [20] * 22
+    assert measure_structure(model, tiny, CPU).metrics().items() <= metrics.items()
+    assert measure_retrieval(model, tiny, CPU).metrics().items() <= metrics.items()
+
+
+def test_by_batch_statistics_is_as_training_embeds(tiny: Dataset) -> None:
+    model = build_model("resnet_tiny", 0).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = embedding_metrics_of_batches(model, tiny, CPU)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    with torch.no_grad():
+        z = model.train()(normalise(tiny.validation.images, tiny.mean, tiny.std))
+    spread = dimension_spread(z).mean().item() * math.sqrt(128)
+    assert found == {
+        "uniformity": uniformity(z),
+        "effective_rank": effective_rank(z),
+        "embedding_spread": spread,
+    }

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from care_sweep.learn import evaluate
 from care_sweep.learn.measures import (
+    NotFiniteError,
     alignment,
     angle_cosines,
     dimension_spread,
@@ -25,6 +26,7 @@ from care_sweep.learn.measures import (
     wahba_error,
     wahba_rotation,
 )
+from care_sweep.learn.randomness import generator
 from care_sweep.learn.views import apply_views, hue_change
 
 TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
@@ -72,13 +74,17 @@ def test_knn_of_a_class_that_the_bank_has_not() -> None:
     assert knn_accuracy(*bank, queries, labels + 4, num_neighbors=3) == 0
 
 
-def slow_probe(features: Tensor, labels: Tensor, num_epochs: int) -> tuple[Tensor, Tensor]:
-    """Adam with L2 decay, written out, over one batch an epoch."""
+def slow_probe(features: Tensor, labels: Tensor, num_epochs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Adam with L2 decay, written out, over batches of 512 in the order that the seed gives each epoch."""
     weight, bias = torch.zeros(4, 6, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in (weight, bias)]
-    for step in range(1, num_epochs + 1):
+    source, batches = generator(seed, "probe"), []
+    for _ in range(num_epochs):
+        order = torch.randperm(len(features), generator=source)
+        batches += [order[start : start + 512] for start in range(0, len(features), 512)]
+    for step, rows in enumerate(batches, 1):
         leaves = [p.clone().requires_grad_() for p in (weight, bias)]
-        cross_entropy(features @ leaves[0].T + leaves[1], labels).backward()
+        cross_entropy(features[rows] @ leaves[0].T + leaves[1], labels[rows]).backward()
         for p, leaf, (mean, square) in zip((weight, bias), leaves, moments, strict=True):
             assert leaf.grad is not None
             gradient = leaf.grad + 1e-6 * p
@@ -94,6 +100,17 @@ def test_probe_is_adam_written_out() -> None:
     weight, bias = slow_probe(features.double(), labels, 20)
     assert torch.allclose(probe.weight, weight, atol=1e-10)
     assert torch.allclose(probe.bias, bias, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_probe_takes_batches_of_512_in_the_order_of_its_seed(seed: int) -> None:
+    features, labels = clusters(1100, 0)
+    probe = linear_probe(features.double(), labels, num_classes=4, num_epochs=3, seed=seed)
+    weight, bias = slow_probe(features.double(), labels, 3, seed)
+    assert torch.allclose(probe.weight, weight, atol=1e-12)
+    assert torch.allclose(probe.bias, bias, atol=1e-12)
+    other, _ = slow_probe(features.double(), labels, 3, seed + 1)
+    assert not torch.allclose(weight, other, atol=1e-7), "another seed is another order"
 
 
 def test_probe_learns_and_repeats() -> None:
@@ -245,11 +262,6 @@ def test_wahba_is_blind_to_rotations_of_either_side_and_to_the_order_of_images(s
     assert expected <= float((f - f_a).norm())
 
 
-def test_wahba_of_what_is_not_finite_is_nan() -> None:
-    f = unit_rows(4, 3, 0)
-    assert math.isnan(wahba_error(f, f * math.nan))
-
-
 # --- angles, alignment, uniformity, rank, spread ------------------------------------------------------------
 
 
@@ -320,7 +332,6 @@ def test_effective_rank_counts_directions() -> None:
     f = unit_rows(20, 6, 1)
     assert effective_rank(orthogonal(20, 3) @ f @ frame * 7) == pytest.approx(effective_rank(f), rel=1e-12)
     assert effective_rank(torch.zeros(4, 3)) == 0
-    assert math.isnan(effective_rank(torch.full((4, 3), math.nan)))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
@@ -374,6 +385,15 @@ def test_mean_colour_hue_is_the_loop_and_turns_with_the_hue() -> None:
     assert torch.allclose(mean_colour_hue(shifted), turned, atol=1e-6)
 
 
+def test_hue_following_has_a_sign() -> None:
+    red, quarter = torch.ones(3, dtype=torch.complex128), 0.25
+    turned = red * 1j  # a quarter of the circle
+    assert hue_following(red, turned, quarter) == pytest.approx(1)
+    assert hue_following(red, turned, -quarter) == pytest.approx(-1)
+    assert hue_following(red, turned.conj(), quarter) == pytest.approx(-1)
+    assert hue_following(red, turned.conj(), -quarter) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("shift", [-0.3, -0.1, 0.1, 0.4])
 def test_hue_following_is_the_share_of_the_turn(shift: float) -> None:
     source = torch.Generator().manual_seed(0)
@@ -391,6 +411,7 @@ def test_hue_following_is_the_share_of_the_turn(shift: float) -> None:
 
 # --- what is refused ----------------------------------------------------------------------------------------
 
+PAIR_MEASURES = (relative_equivariance, wahba_error, wahba_rotation, angle_cosines, alignment)
 PAIRS = [((4, 3), (5, 3)), ((4,), (4,)), ((0, 3), (0, 3)), ((4, 0), (4, 0)), ((4, 3), (4, 2))]
 
 
@@ -418,3 +439,58 @@ def test_retrieval_refuses_wrong_shapes_and_shifts() -> None:
             hue_following(torch.ones(2), torch.ones(2), shift)
     with pytest.raises(ValueError, match=r"shape \(N, 3, h, w\)"):
         mean_colour_hue(torch.ones(2, 1, 4, 4))
+
+
+def _damaged(value: float) -> Tensor:
+    f = unit_rows(6, 3, 0)
+    f[4, 1] = value
+    return f
+
+
+LABELS = torch.arange(6) % 2
+PROBE = torch.nn.Linear(3, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "measured",
+    [
+        *(lambda bad, whole, m=m: m(bad, whole) for m in PAIR_MEASURES),
+        *(lambda bad, whole, m=m: m(whole, bad) for m in PAIR_MEASURES),
+        *(lambda bad, _, m=m: m(bad) for m in (uniformity, effective_rank, dimension_spread)),
+        lambda bad, whole: knn_accuracy(bad, LABELS, whole, LABELS, num_neighbors=1),
+        lambda bad, whole: knn_accuracy(whole, LABELS, bad, LABELS, num_neighbors=1),
+        lambda bad, _: linear_probe(bad, LABELS, num_classes=2, num_epochs=1, seed=0),
+        lambda bad, _: probe_accuracy(PROBE, bad, LABELS),
+        lambda bad, _: mean_colour_hue(bad.view(2, 3, 3, 1)),
+        lambda bad, whole: hue_following(bad[:, 1], whole[:, 1], 0.1),
+    ],
+)
+def test_what_is_not_finite_is_refused_by_every_measure(measured: Any, value: float) -> None:
+    with pytest.raises(NotFiniteError, match=r"1 of .* values to be measured are not finite"):
+        measured(_damaged(value), unit_rows(6, 3, 1))
+    measured(unit_rows(6, 3, 0), unit_rows(6, 3, 1))
+
+
+def test_knn_and_probes_refuse_what_does_not_fit() -> None:
+    f, none = unit_rows(6, 3, 0), torch.zeros(0, 3)
+    for bank, labels, queries, their_labels, num_neighbors, said in (
+        (none, LABELS[:0], f, LABELS, 1, r"the bank must be \(N, F\) with 1 image or more, not \(0, 3\)"),
+        (f, LABELS, none, LABELS[:0], 1, "queries must be"),
+        (f, LABELS[:5], f, LABELS, 1, r"the bank: 6 images have labels of shape \(5,\)"),
+        (f, LABELS, f, LABELS[:5], 1, "queries: 6 images have labels"),
+        (f, LABELS, f[:, :2], LABELS, 1, "the bank has 3 features, queries have 2"),
+        (f, LABELS, f, LABELS, 0, "num_neighbors must be 1 or more, it is 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            knn_accuracy(bank, labels, queries, their_labels, num_neighbors=num_neighbors)
+    for features, labels, said in (
+        (none, LABELS[:0], "the probe's features must be"),
+        (f, LABELS[:5], "6 images have labels"),
+        (f, LABELS + 1, "below num_classes 2, they are 1 to 2"),
+        (f, LABELS - 1, "below num_classes 2, they are -1 to 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            linear_probe(features, labels, num_classes=2, num_epochs=1, seed=0)
+    with pytest.raises(ValueError, match="6 images have labels"):
+        probe_accuracy(PROBE, f, LABELS[:5])

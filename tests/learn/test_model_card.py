@@ -21,4 +21,5 @@ def test_training_losses_are_no_measures() -> None:
     assert measured.index("| relative_equivariance | 0.25 |") < measured.index(
         "| validation_knn_accuracy | 0.5 |"
     )
+    assert "features of clean images, with labels, from weights of 0" in card
     assert "| train_info_nce | 1.25 |\n| train_loss | 1.5 |" in training

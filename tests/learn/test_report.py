@@ -1,22 +1,26 @@
 """The page about an encoder: whole, self-contained, and with nothing on it that was not measured."""
 
 import base64
+import copy
 import dataclasses
 import io
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from care_sweep.learn import report
 from care_sweep.learn.charts import curves, histogram
 from care_sweep.learn.checkpoint import LoadedEncoder, load
 from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.evaluate import evaluate_encoder
 from care_sweep.learn.report import Findings, examine, render
-from care_sweep.spec import Measurement
+from care_sweep.spec import Measurement, TrialConfig
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,48 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(encoder: LoadedEncoder, f
         assert f"<td>{name}</td><td class=number>{value:.4g}</td>" in page, "each measure is explained"
     assert "No curves" in page
     assert sum(tag == "svg" for tag, _ in tags) == 2
+
+
+def test_the_histogram_is_of_all_augmentations_and_images(
+    encoder: LoadedEncoder, found: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[float]] = []
+
+    def seen(values: Sequence[float], low: float, high: float, **options: Any) -> str:
+        drawn.append(list(values))
+        return histogram(values, low, high, **options)
+
+    monkeypatch.setattr(report, "histogram", seen)
+    page = render(encoder, found)
+    assert drawn == [[value for row in found.structure.cosines.tolist() for value in row]]
+    assert len(drawn[0]) == 20 * 20
+    assert "20 images, each under the same 20 augmentations" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "unsaid"),
+    [
+        ({}, "Trained as CARE (base simclr, objective infonce)", ()),
+        ({}, "temperature 0.5, augmentation strength 1, batch size 32, 4 splits and seed", ()),
+        ({"equivariance_weight": 0.0}, "SimCLR (CARE with equivariance weight 0)", (" splits",)),
+        ({"base": "moco"}, "CARE on MoCo-v2 (base moco, objective infonce)", ()),
+        ({"base": "barlow_twins"}, "with augmentation strength 1, batch size 32, 4 splits", ("temperature",)),
+        ({"objective": "none"}, "(base simclr, objective none)", ("temperature",)),
+        (
+            {"base": "barlow_twins", "equivariance_weight": 0.0},
+            "objective infonce) for 100 epochs with augmentation strength 1, batch size 32 and",
+            ("temperature", " splits"),
+        ),
+    ],
+)
+def test_what_it_was_trained_with_leaves_out_what_does_nothing(
+    encoder: LoadedEncoder, found: Findings, change: dict[str, Any], said: str, unsaid: Sequence[str]
+) -> None:
+    other = copy.copy(encoder)
+    other.config = TrialConfig.model_validate({**encoder.config.model_dump(), **change})
+    about = render(other, found).partition("<p>")[2].partition("</p>")[0]
+    assert said in about
+    assert not [words for words in unsaid if words in about]
 
 
 def test_curves_are_of_the_measurements_given(encoder: LoadedEncoder, found: Findings) -> None:

@@ -1,5 +1,6 @@
 """The sheet of augmentations, and how tiles lie on a sheet."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from care_sweep.learn.data import Dataset
+from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.sheets import Heading, Tile, draw_sheet, views_sheet
 
 
@@ -54,3 +55,19 @@ def test_the_sheet_can_be_saved(mini: Dataset, tmp_path: Path) -> None:
     views_sheet(mini, [1.0]).save(tmp_path / "views.png")
     with Image.open(tmp_path / "views.png") as sheet:
         assert len(sheet.convert("RGB").getcolors(1 << 24) or []) > 1000
+
+
+def test_each_image_has_its_own_augmentation_left_and_all_have_one_right(mini: Dataset) -> None:
+    """Four times the same image: one augmentation shows the same four times, one for each does not."""
+    first = mini.validation.images[:1].expand(4, -1, -1, -1)
+    same = dataclasses.replace(mini, validation=Split(first, torch.arange(4)))
+    pixels = np.asarray(views_sheet(same, [1.0]))
+    top = 6 + 2 * 22
+
+    def column(number: int) -> list[bytes]:
+        left = 12 + 78 * number
+        return [pixels[top + 78 * row :, left:][:72, :72].tobytes() for row in range(4)]
+
+    assert [len(set(column(number))) for number in range(1, 6)] == [4] * 5, "each image its own"
+    assert [len(set(column(number))) for number in range(7, 12)] == [1] * 5, "one for all of a split"
+    assert len({column(number)[0] for number in range(7, 12)}) == 5

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.encoder import build_model
 from care_sweep.learn.objective import info_nce
 from care_sweep.learn.randomness import generator
+from care_sweep.learn.state import opened, sealed
 from care_sweep.learn.train import _build_optimizer, train, untrained
 from care_sweep.learn.views import apply_views, draw_views, normalise
 from care_sweep.spec import Measurement, TrialConfig
@@ -96,7 +98,7 @@ def test_measurements_are_complete_and_durable(config: TrialConfig, tiny: Datase
 def test_the_checkpoint_is_the_trained_encoder(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:
     measurements = run(config, tiny, tmp_path)
     encoder = load(tmp_path / "checkpoint.tar")
-    state = torch.load(tmp_path / "state-00003.pt", weights_only=True)
+    state = opened(tmp_path / "state-00003.pt", CPU)
     for name, value in encoder.model.state_dict().items():
         assert torch.equal(value, state["model"][name])
     assert encoder.metrics == measurements[-1].metrics
@@ -176,7 +178,7 @@ def test_weight_zero_is_simclr_to_the_bit(
     assert [m.metrics["train_info_nce"] for m in measurements] == losses
     assert all(m.metrics["train_equivariance"] == 0 for m in measurements)
     assert forwards == [32] * 2 * 3 * config.epochs  # two views, three steps an epoch
-    trained = torch.load(tmp_path / "state-00003.pt", weights_only=True)["model"]
+    trained = opened(tmp_path / "state-00003.pt", CPU)["model"]
     assert all(torch.equal(trained[name], weights[name]) for name in weights)
 
 
@@ -266,13 +268,98 @@ def test_states_of_others_and_damaged_states_are_refused(
             run(config, tiny, tmp_path, resume_from=state)
 
 
+def test_no_damage_to_a_state_is_unseen(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:
+    trial = train_module._Trial(config, tiny, CPU)
+    path, small = tmp_path / "state-00001.pt", tmp_path / "small.pt"
+    trial.num_epochs_done = 1
+    path.write_bytes(trial.state({"train_loss": 1.0}))
+    small.write_bytes(sealed({"num_epochs_done": 1, "weights": torch.arange(60.0)}))
+    assert trial.restore(path) == {"train_loss": 1.0}
+    assert opened(small, CPU)["num_epochs_done"] == 1
+    source = torch.Generator().manual_seed(0)
+    for file, num_flips in ((small, 90), (path, 10)):
+        whole = file.read_bytes()
+        for place in torch.randint(8 * len(whole), (num_flips,), generator=source).tolist():
+            with file.open("r+b") as damaged:
+                damaged.seek(place // 8)
+                damaged.write(bytes([whole[place // 8] ^ 1 << place % 8]))
+            with pytest.raises(CheckpointError, match=f"{file}: .*train anew"):
+                opened(file, CPU)
+            file.write_bytes(whole)
+        for length in (0, 1, 30, 70, *torch.randint(len(whole), (6,), generator=source).tolist()):
+            file.write_bytes(whole[:length])
+            with pytest.raises(CheckpointError, match=f"{file}: .*train anew"):
+                opened(file, CPU)
+        file.write_bytes(whole + b"more")
+        with pytest.raises(CheckpointError, match="SHA-256"):
+            opened(file, CPU)
+
+
+def test_a_state_of_an_older_version_is_refused(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:
+    torch.save({"config": config.model_dump_json()}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="written by an older care-sweep; train anew"):
+        run(config, tiny, tmp_path, resume_from=tmp_path / "state.pt")
+
+
+UNFIT: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **{
+        f"no {name}": lambda state, name=name: state.pop(name)
+        for name in ("config", "model", "base", "losses")
+    },
+    **{
+        f"without {name}": lambda state, name=name: state.pop(name)
+        for name in ("optimizer", "num_epochs_done")
+    },
+    "a weight of another shape": lambda state: state["model"].update({"projector.3.bias": torch.zeros(7)}),
+    "a weight of another type": lambda state: state["model"].update(
+        {"projector.3.bias": torch.zeros(128, dtype=torch.float64)}
+    ),
+    "a stranger": lambda state: state["model"].update(stranger=torch.zeros(1)),
+    "a base's stranger": lambda state: state["base"].update(queue=torch.zeros(1)),
+    "moments of another shape": lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+    "fewer parameters": lambda state: state["optimizer"]["param_groups"][0]["params"].pop(),
+    "no groups": lambda state: state["optimizer"].pop("param_groups"),
+    "more epochs than all": lambda state: state.update(num_epochs_done=4),
+    "no epoch": lambda state: state.update(num_epochs_done=0),
+    "words": lambda state: state.update(num_epochs_done="many"),
+    "losses of words": lambda state: state.update(losses=["train_loss"]),
+}
+
+
+@pytest.fixture(scope="module")
+def state_after_an_epoch(tiny: Dataset) -> tuple[TrialConfig, bytes]:
+    config = TrialConfig(encoder="resnet_tiny", epochs=3, batch_size=32, num_splits=4)
+    trial = train_module._Trial(config, tiny, CPU)
+    return config, trial.state(trial.train_epoch())
+
+
+@pytest.mark.parametrize("change", UNFIT.values(), ids=UNFIT.keys())
+def test_a_state_that_does_not_fit_leaves_the_trial_as_it_was(
+    state_after_an_epoch: tuple[TrialConfig, bytes],
+    tiny: Dataset,
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], Any],
+) -> None:
+    config, content = state_after_an_epoch
+    path = tmp_path / "state.pt"
+    path.write_bytes(content)
+    state = opened(path, CPU)
+    change(state)
+    path.write_bytes(sealed(state))
+    trial = train_module._Trial(config, tiny, CPU)
+    before = trial.state({})
+    with pytest.raises(CheckpointError, match=f"{path}: its parts do not make this trial .*train anew"):
+        trial.restore(path)
+    assert trial.state({}) == before
+
+
 def test_a_state_is_never_unpickled(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:
     class Harmful:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
             return Path.touch, (str(tmp_path / "harm"),)
 
-    torch.save({"config": Harmful()}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError):
+    (tmp_path / "state.pt").write_bytes(sealed({"config": Harmful()}))
+    with pytest.raises(CheckpointError, match="no readable training state"):
         run(config, tiny, tmp_path, resume_from=tmp_path / "state.pt")
     assert not (tmp_path / "harm").exists()
 
