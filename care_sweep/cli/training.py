@@ -37,6 +37,9 @@ def train(
         bool, typer.Option("--download", help="Fetch the images where they are missing.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in --output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the trial that --output holds, and train anew.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train one trial here, without a service: a space's defaults or a config.json, and what --set says."""
@@ -46,6 +49,8 @@ def train(
         raise typer.BadParameter("give one of the two", param_hint="--space / --config")
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder to go on in", param_hint="--resume")
+    if resume and overwrite:
+        raise typer.BadParameter("give one of the two", param_hint="--resume / --overwrite")
     settings = Settings.from_environment()
     overrides = assigned(assignments or [])
     named = {"epochs": epochs, "dataset": dataset, "seed": seed}
@@ -57,7 +62,9 @@ def train(
     directory = output or settings.home / "trials" / time.strftime("%Y%m%d-%H%M%S")
     console = Console(stderr=as_json)
     try:
-        result = train_one(console, trial, settings, directory, download=download, resume=resume)
+        result = train_one(
+            console, trial, settings, directory, download=download, resume=resume, overwrite=overwrite
+        )
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     print_answer(result, tables.metrics_table(result["metrics"]), as_json)
