@@ -77,6 +77,10 @@ class LoadedEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features (N, F), before the projector: what kNN and probes read."""
         _check_images(images)
+        return self.features_of(images)
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """As calling it, of images that are known to be sound: a traced program cannot look at values."""
         dataset = self.manifest["dataset"]
         pixels = unit(images).to(self.probe.weight.dtype)
         features: Tensor = self.model.encoder(normalise(pixels, dataset["mean"], dataset["std"]))

@@ -61,7 +61,7 @@ class _ThreeOutputs(nn.Module):
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.encoder(images)
+        features = self.encoder.features_of(images)
         return features, normalize(self.encoder.model.projector(features)), self.encoder.probe(features)
 
 
