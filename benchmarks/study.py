@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=float, nargs="+", default=[0, 0.1, 0.3, 1, 3], help="our scale")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ablation", action="store_true", help="the terms of the loss, under the first seed")
-    parser.add_argument("--ablation-weight", type=float, default=1.0)
+    parser.add_argument("--ablation-weight", type=float, default=30.0)
     parser.add_argument("--encoder", default="resnet_tiny")
     parser.add_argument("--images", type=int, default=10_000, help="to train on; 0: all")
     parser.add_argument("--epochs", type=int, default=50)

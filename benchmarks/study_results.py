@@ -17,21 +17,34 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "validation_probe_accuracy_mean": ("probe %", lambda value: f"{100 * value:.1f}"),
     "relative_equivariance": ("gamma_f", lambda value: f"{value:.3f}"),
     "wahba_error_rms": ("W_f / sqrt(n)", lambda value: f"{value:.3f}"),
+    "unexplained": ("unexplained %", lambda value: f"{100 * value:.1f}"),
     "angle_variance": ("angle variance", lambda value: f"{value:.4f}"),
+    "angle_variance_over_images": ("of one augmentation", lambda value: f"{value:.4f}"),
     "alignment": ("alignment", lambda value: f"{value:.2f}"),
     "neighbor_change": ("neighbours changed %", lambda value: f"{100 * value:.1f}"),
     "hue_following": ("hue followed %", lambda value: f"{100 * value:.1f}"),
     "embedding_spread": ("spread", lambda value: f"{value:.2f}"),
     "effective_rank": ("rank", lambda value: f"{value:.0f}"),
 }
-_DRAWN = ("validation_knn_accuracy", "relative_equivariance", "wahba_error_rms", "angle_variance")
+_DRAWN = {
+    "validation_knn_accuracy": "kNN accuracy",
+    "relative_equivariance": "gamma_f",
+    "unexplained": "share that the best rotation leaves",
+    "angle_variance_over_images": "angle variance of one augmentation",
+}
 _TERMS = {"infonce": "InfoNCE", "uniformity": "L_unif", "none": ""}
 
 
 def read(directory: Path) -> dict[str, Any] | None:
     """The result in a run's directory; None where the run has not ended."""
     path = directory / RESULT_NAME
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    metrics = result["metrics"]
+    if metrics.get("alignment"):  # of what augmentations move, the share that the best rotation leaves
+        metrics["unexplained"] = metrics["wahba_error_rms"] ** 2 / metrics["alignment"]
+    return result
 
 
 def measurements(directory: Path) -> list[dict[str, Any]]:
@@ -67,7 +80,7 @@ def table(directory: Path) -> str:
 
 
 def draw(directory: Path, path: Path) -> None:
-    """Curves of four measures over the equivariance weight, a line for each seed, beside each other."""
+    """Curves of four measures over the equivariance weight, a line for each seed, two by two."""
     found: dict[int, dict[float, Any]] = defaultdict(dict)
     for results in _rows(directory).values():
         for result in results:
@@ -79,14 +92,14 @@ def draw(directory: Path, path: Path) -> None:
         return
     labels = {float(place): f"{weight:g}" for place, weight in enumerate(weights)}
     charts = []
-    for metric in _DRAWN:
+    for metric, words in _DRAWN.items():
         series = {
             f"seed {seed}": [
                 (float(weights.index(weight)), by_weight[weight][metric]) for weight in sorted(by_weight)
             ]
             for seed, by_weight in sorted(found.items())
         }
-        label = f"{_COLUMNS[metric][0].removesuffix(' %')} by equivariance weight"
+        label = f"{words} by equivariance weight"
         charts.append(curves(series, x_label=label, x_names=labels))
     path.write_text(_beside(charts))
 
