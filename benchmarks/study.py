@@ -31,11 +31,11 @@ import torch
 
 from care_sweep.errors import TrialCollapsed, TrialDiverged
 from care_sweep.learn.data import Dataset, Split, load_dataset
-from care_sweep.learn.durable import write_durably
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.train import train, untrained
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.storage.durable import write_durably
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ CareSweepError
 ├── IdempotencyKeyReused   an Idempotency-Key that came with another body before
 ├── LeaseLost              another driver owns the sweep now; nothing was written
 ├── DatabaseError          the database is too new, damaged or out of reach
+├── StorageError           the storage of checkpoints and logs is out of reach, full, or refuses
 └── ServiceError           the client's view of a refusal or of a service out of reach
 """
 
@@ -32,6 +33,7 @@ __all__ = [
     "Problem",
     "RevisionMismatch",
     "ServiceError",
+    "StorageError",
     "TrialCollapsed",
     "TrialDiverged",
 ]
@@ -116,6 +118,10 @@ class LeaseLost(CareSweepError):  # noqa: N818
 
 class DatabaseError(CareSweepError):
     """The database is of a newer schema, damaged, or out of reach."""
+
+
+class StorageError(CareSweepError):
+    """The storage of checkpoints and logs is out of reach, full, or refuses: nobody's trial is at fault."""
 
 
 class ServiceError(CareSweepError):

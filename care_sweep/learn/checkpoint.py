@@ -26,11 +26,11 @@ from torch.nn.functional import normalize
 from care_sweep.documents import parse
 from care_sweep.errors import CheckpointError
 from care_sweep.learn.data import Dataset
-from care_sweep.learn.durable import write_durably
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.model_card import model_card
 from care_sweep.learn.views import normalise, unit
 from care_sweep.spec import CheckpointReference, TrialConfig
+from care_sweep.storage.durable import write_durably
 
 __all__ = ["CHECKPOINT_NAME", "LoadedEncoder", "load", "loads", "save"]
 

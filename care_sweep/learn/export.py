@@ -23,7 +23,7 @@ from torch import Tensor
 
 from care_sweep.errors import CheckpointError
 from care_sweep.learn.checkpoint import LoadedEncoder
-from care_sweep.learn.durable import write_durably
+from care_sweep.storage.durable import write_durably
 
 __all__ = ["export_weights", "to_torchvision", "told_with_weights"]
 

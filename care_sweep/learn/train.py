@@ -24,7 +24,6 @@ from care_sweep.learn import checkpoint
 from care_sweep.learn.bases import build_base
 from care_sweep.learn.collapse import sign_of_collapse
 from care_sweep.learn.data import Dataset
-from care_sweep.learn.durable import write_durably
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import (
     Features,
@@ -41,6 +40,7 @@ from care_sweep.learn.randomness import generator
 from care_sweep.learn.state import check_optimizer, check_tensors, opened, sealed
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
 from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
+from care_sweep.storage.durable import write_durably
 
 __all__ = ["train", "untrained"]
 

@@ -226,7 +226,7 @@ def test_the_stem_comes_back(path: Path, config: TrialConfig, tiny: Dataset) -> 
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from care_sweep.learn import durable
+    from care_sweep.storage import durable
 
     def fail(descriptor: int) -> None:
         raise OSError("no space left")
