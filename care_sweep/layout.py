@@ -1,22 +1,55 @@
-"""Where do a sweep's files lie below `storage_uri`? The driver writes them there, the service serves them."""
+"""Under which keys of the storage do a sweep's files lie? Workers write them, the service serves them."""
 
-from pathlib import Path
+import logging
+import re
 
-__all__ = ["discard_training_states", "sweep_directory", "trial_directory"]
+from care_sweep.errors import StorageError
+from care_sweep.storage import Storage
+
+__all__ = [
+    "LOG_NAME",
+    "SWEEPS",
+    "attempt_prefix",
+    "discard_training_states",
+    "state_name",
+    "sweep_prefix",
+    "trial_prefix",
+]
+
+_LOG = logging.getLogger(__name__)
+
+SWEEPS = "sweeps"
+LOG_NAME = "log.txt"
+_STATE = re.compile(r"state-\d{5,}\.pt")
 
 
-def sweep_directory(storage: Path, sweep_id: str) -> Path:
-    """A sweep's own folder: its driver's log, and its trials."""
-    return storage / "sweeps" / sweep_id
+def sweep_prefix(sweep_id: str) -> str:
+    """Below it lie its driver's log, and its trials."""
+    return f"{SWEEPS}/{sweep_id}"
 
 
-def trial_directory(storage: Path, sweep_id: str, number: int) -> Path:
-    """A trial's folder: one `attempt-K` an attempt, each with its log, training states and checkpoint."""
-    return sweep_directory(storage, sweep_id) / "trials" / f"{number:05d}"
+def trial_prefix(sweep_id: str, number: int) -> str:
+    """Below it lies one `attempt-K` an attempt."""
+    return f"{sweep_prefix(sweep_id)}/trials/{number:05d}"
 
 
-def discard_training_states(directory: Path, *, keep: Path | None = None) -> None:
-    """Delete the training states anywhere below a sweep's or a trial's folder, but for `keep`."""
-    for state in directory.rglob("state-*.pt"):
-        if state != keep:
-            state.unlink(missing_ok=True)
+def attempt_prefix(trial: str, attempt: int) -> str:
+    """Below it lie an attempt's log, training states and checkpoint; `trial` is a `trial_prefix`."""
+    return f"{trial}/attempt-{attempt}"
+
+
+def state_name(epoch: int) -> str:
+    """The name of the training state after an epoch."""
+    return f"state-{epoch:05d}.pt"
+
+
+def discard_training_states(storage: Storage, prefix: str, *, keep: str | None = None) -> None:
+    """Delete the training states anywhere below a sweep's or a trial's prefix, but for the key `keep`.
+
+    Where the storage does not let it, they stay until a runner that starts tidies up.
+    """
+    try:
+        found = [one.key for one in storage.list(prefix) if _STATE.fullmatch(one.key.rpartition("/")[2])]
+        storage.delete(key for key in found if key != keep)
+    except StorageError as error:
+        _LOG.warning("training states below %s could not be deleted: %s", prefix, error)

@@ -1,6 +1,7 @@
 """Where this installation keeps things and what it may read: the `CARE_SWEEP_*` settings."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from care_sweep.errors import InvalidDocument, Problem
 
 __all__ = ["Settings"]
 
+_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -18,7 +21,8 @@ class Settings:
     Attributes:
         home: holds everything a local instance keeps (CARE_SWEEP_HOME, default `~/.care-sweep`).
         database_url: SQLAlchemy URL (CARE_SWEEP_DATABASE_URL, default SQLite below `home`).
-        storage_uri: folder of checkpoints and logs (CARE_SWEEP_STORAGE_URI, default below `home`).
+        storage_uri: the absolute path of the folder of checkpoints and logs, or `s3://bucket/prefix`
+            (CARE_SWEEP_STORAGE_URI, default below `home`).
         data_roots: folders that the paths of a sweep's datasets (`folder:`, `parquet:`, `imagenet100:`) must
             lie under (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
         url: where the client finds the service (CARE_SWEEP_URL).
@@ -27,7 +31,7 @@ class Settings:
 
     home: Path
     database_url: str
-    storage_uri: Path
+    storage_uri: str
     data_roots: tuple[Path, ...]
     url: str
     ray_address: str | None
@@ -40,15 +44,11 @@ class Settings:
             InvalidDocument: a setting cannot be used; its pointer is the setting's name.
         """
         home = Path(environment.get("CARE_SWEEP_HOME") or "~/.care-sweep").expanduser().absolute()
-        storage = environment.get("CARE_SWEEP_STORAGE_URI") or str(home / "storage")
-        if "://" in storage:
-            detail = "must be a folder; object stores are not supported yet"
-            raise InvalidDocument([Problem("CARE_SWEEP_STORAGE_URI", detail, storage)])
         roots = environment.get("CARE_SWEEP_DATA_ROOTS") or str(home / "data")
         return cls(
             home=home,
             database_url=environment.get("CARE_SWEEP_DATABASE_URL") or f"sqlite:///{home / 'care-sweep.db'}",
-            storage_uri=Path(storage).expanduser().absolute(),
+            storage_uri=_storage_uri(environment.get("CARE_SWEEP_STORAGE_URI") or str(home / "storage")),
             data_roots=tuple(Path(root).expanduser().absolute() for root in roots.split(os.pathsep) if root),
             url=environment.get("CARE_SWEEP_URL") or "http://127.0.0.1:8484",
             ray_address=environment.get("RAY_ADDRESS") or None,
@@ -63,3 +63,18 @@ class Settings:
     def download_directory(self) -> Path:
         """Where torchvision keeps the datasets it downloads."""
         return self.home / "datasets"
+
+
+def _storage_uri(given: str) -> str:
+    scheme, is_uri, _ = given.partition("://")
+    if not is_uri:
+        return str(Path(given).expanduser().absolute())
+    uri = given.rstrip("/")
+    if _S3_URI.fullmatch(uri):
+        return uri
+    detail = (
+        "must be a folder or s3://bucket/prefix, in letters, digits, '.', '_' and '-'; the endpoint and the "
+        "credentials of an object store come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and their like"
+    )
+    received = f"{scheme}://..." if "@" in given or "?" in given else given  # may hold a secret
+    raise InvalidDocument([Problem("CARE_SWEEP_STORAGE_URI", detail, received)])

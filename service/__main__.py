@@ -10,7 +10,7 @@ from types import FrameType
 
 import uvicorn
 
-from care_sweep.errors import DatabaseError
+from care_sweep.errors import DatabaseError, StorageError
 from care_sweep.settings import Settings
 from care_sweep.store import Store, open_database
 from service.app import create_app
@@ -57,7 +57,7 @@ def main() -> int:
         listening = listen(arguments.host, arguments.port)
         store = Store(open_database(settings.database_url))
         app = create_app(settings, store, names=own_names(arguments.host, listening.getsockname()[0]))
-    except (OSError, OverflowError, DatabaseError) as error:
+    except (OSError, OverflowError, DatabaseError, StorageError) as error:
         print(f"the service cannot start on {arguments.host}:{arguments.port}: {error}", file=sys.stderr)
         return 1
     config = uvicorn.Config(

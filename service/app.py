@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from care_sweep.settings import Settings
+from care_sweep.storage import open_storage
 from care_sweep.store import Store
 from service import control, problems, surroundings, sweeps, trials
 from service.origin import refuse_foreign_requests
@@ -31,6 +32,9 @@ def create_app(settings: Settings, store: Store, *, names: Collection[str] | Non
 
     Args:
         names: under which it may be called (`service.origin`); None for any.
+
+    Raises:
+        StorageError: the settings name an object store, and its library is not installed.
     """
     app = FastAPI(
         title="care-sweep",
@@ -40,6 +44,7 @@ def create_app(settings: Settings, store: Store, *, names: Collection[str] | Non
         redoc_url=None,
     )
     app.state.settings, app.state.store, app.state.names = settings, store, names
+    app.state.storage = open_storage(settings.storage_uri)
     app.state.closing = threading.Event()
     problems.install(app)
     checks = [Depends(refuse_foreign_requests), Depends(refuse_unfit_parameters)]

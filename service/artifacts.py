@@ -1,27 +1,33 @@
-"""Which bytes below `storage_uri` may leave by HTTP, and are they the ones that were stored?"""
+"""Which bytes of the storage may leave by HTTP, and are they the ones that were stored?"""
 
 import base64
 import hashlib
-import os
+import logging
 import re
-import shutil
-from collections.abc import Iterator
+import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
 from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import Headers
 
-from care_sweep.errors import CheckpointError, NotFound
-from care_sweep.layout import sweep_directory, trial_directory
+from care_sweep.errors import CheckpointError, NotFound, StorageError
+from care_sweep.layout import LOG_NAME, attempt_prefix, sweep_prefix, trial_prefix
+from care_sweep.spec import CheckpointReference
+from care_sweep.storage import Storage, StoredObject
 from care_sweep.store import TrialRecord
 from service.problems import answers
 
 __all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "discard", "log_response"]
 
-_CHUNK_BYTES = 256 * 1024
+_log = logging.getLogger(__name__)
+_CHECKPOINT = re.compile(r"attempt-\d{1,10}/checkpoint\.tar")
+"""The names are made by workers; whatever a row says, nothing else leaves, a training state least of all."""
+
+_SETTLED_SECONDS = 2.0
+"""So long after a write, another one of the same size may leave a file with the times it had."""
+
 _TAR = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
 
 CHECKPOINT_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -34,21 +40,21 @@ CHECKPOINT_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def checkpoint_response(storage: Path, trial: TrialRecord, headers: Headers) -> Response:
+def checkpoint_response(storage: Storage, trial: TrialRecord, headers: Headers) -> Response:
     """The trial's checkpoint, or the one range of it that was asked for.
 
-    The whole file is verified before its first byte is sent, once for each state of the file.
+    The whole of it is verified before its first byte is sent, once for each version of the object.
 
     Raises:
         NotFound: the trial has no checkpoint.
-        CheckpointError: the file cannot be read, or is not the one that was stored.
-        HTTPException: 410, the file is gone; 416, the range lies outside it.
+        CheckpointError: it is not the one that was stored.
+        StorageError: the storage is out of reach or refuses.
+        HTTPException: 410, it is gone; 416, the range lies outside it.
     """
     stored = trial.checkpoint
     if stored is None:
         raise NotFound(f"trial {trial.number} has no checkpoint; it is {trial.state}")
-    path = _below(trial_directory(storage, trial.sweep_id, trial.number), stored.name)
-    status = _verified(path, stored.sha256, trial)
+    found = _verified(storage, trial, stored)
     digest = base64.b64encode(bytes.fromhex(stored.sha256)).decode()
     answer = {
         "ETag": f'"{stored.sha256}"',
@@ -58,7 +64,7 @@ def checkpoint_response(storage: Path, trial: TrialRecord, headers: Headers) -> 
     }
     if _names(headers.get("if-none-match"), answer["ETag"]):
         return Response(status_code=304, headers=answer)
-    size = status.st_size
+    size = found.size_bytes
     wanted = headers.get("range") if headers.get("if-range", answer["ETag"]) == answer["ETag"] else None
     part = _single_range(wanted, size)
     if part is None:
@@ -67,44 +73,49 @@ def checkpoint_response(storage: Path, trial: TrialRecord, headers: Headers) -> 
         start, stop, code = part.start, part.stop, 206
         answer["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     answer["Content-Length"] = str(stop - start)
-    return StreamingResponse(_chunks(path, start, stop), code, answer, media_type="application/x-tar")
+    content = storage.read(found.key, start, stop, version=found.version)
+    return StreamingResponse(content, code, answer, media_type="application/x-tar")
 
 
-def log_response(storage: Path, trial: TrialRecord, attempt: int) -> Response:
+def log_response(storage: Storage, trial: TrialRecord, attempt: int) -> Response:
     """What one attempt has logged so far.
 
     Raises:
         NotFound: there was no such attempt, or it has logged nothing yet.
+        StorageError: the storage is out of reach or refuses.
     """
-    path = _below(trial_directory(storage, trial.sweep_id, trial.number), f"attempt-{attempt}/log.txt")
     if not 1 <= attempt <= trial.attempt:
         raise NotFound(f"trial {trial.number} has no attempt {attempt}; its last is {trial.attempt}")
-    if not path.is_file():
-        raise NotFound(f"attempt {attempt} of trial {trial.number} has logged nothing yet")
-    size = path.stat().st_size  # a running attempt appends while this is read
-    headers = {"Content-Length": str(size), "X-Content-Type-Options": "nosniff"}
-    return StreamingResponse(_chunks(path, 0, size), 200, headers, media_type="text/plain; charset=utf-8")
-
-
-def _below(root: Path, name: str) -> Path:
-    """`root / name` with links followed, if it still lies below `root`."""
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise NotFound(f"{name!r} does not lie in the trial's directory")
-    return path
-
-
-def _verified(path: Path, sha256: str, trial: TrialRecord) -> os.stat_result:
+    key = f"{attempt_prefix(trial_prefix(trial.sweep_id, trial.number), attempt)}/{LOG_NAME}"
     try:
-        status = path.stat()
-        found = _sha256(path, status.st_ino, status.st_size, status.st_mtime_ns)
-    except FileNotFoundError:
+        size = storage.head(key).size_bytes  # a running attempt appends while this is read
+    except NotFound:
+        raise NotFound(f"attempt {attempt} of trial {trial.number} has logged nothing yet") from None
+    except StorageError as error:
+        raise _out_of_reach(f"the log of trial {trial.number}", error) from error
+    headers = {"Content-Length": str(size), "X-Content-Type-Options": "nosniff"}
+    content = storage.read(key, 0, size)
+    return StreamingResponse(content, 200, headers, media_type="text/plain; charset=utf-8")
+
+
+def _verified(storage: Storage, trial: TrialRecord, stored: CheckpointReference) -> StoredObject:
+    if not _CHECKPOINT.fullmatch(stored.name):
+        raise NotFound(f"trial {trial.number} has no checkpoint; {stored.name[:100]!r} is the name of none")
+    try:
+        found = storage.head(f"{trial_prefix(trial.sweep_id, trial.number)}/{stored.name}")
+        if found.size_bytes != stored.size_bytes:
+            how = f"is damaged (it has {found.size_bytes} bytes, stored were {stored.size_bytes})"
+            raise CheckpointError(_lost(trial, how))
+        sha256 = _sha256_of(storage, found)
+    except NotFound:
         raise HTTPException(410, _lost(trial, "is no longer in the storage")) from None
-    except OSError as error:
-        raise CheckpointError(_lost(trial, f"cannot be read ({error.strerror})")) from error
-    if found != sha256:
-        raise CheckpointError(_lost(trial, f"is damaged (its SHA-256 is {found}, stored was {sha256})"))
-    return status
+    except StorageError as error:
+        raise _out_of_reach(f"the checkpoint of trial {trial.number}", error) from error
+    if sha256 != stored.sha256:
+        raise CheckpointError(
+            _lost(trial, f"is damaged (its SHA-256 is {sha256}, stored was {stored.sha256})")
+        )
+    return found
 
 
 def _lost(trial: TrialRecord, how: str) -> str:
@@ -116,11 +127,26 @@ def _lost(trial: TrialRecord, how: str) -> str:
     )
 
 
-@lru_cache(maxsize=1024)
-def _sha256(path: Path, inode: int, size: int, mtime_ns: int) -> str:
-    """The file's hash; inode, size and time only tell its states apart."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _out_of_reach(what: str, error: StorageError) -> StorageError:
+    """The error for a reader, who need not know where the storage is; the log does."""
+    _log.error("%s", error)
+    return StorageError(f"{what} cannot be read now; try again in a while")
+
+
+def _sha256_of(storage: Storage, found: StoredObject) -> str:
+    if time.time() - found.modified_at < _SETTLED_SECONDS:
+        return _sha256(storage, found)
+    return _remembered_sha256(storage, found)
+
+
+def _sha256(storage: Storage, found: StoredObject) -> str:
+    digest = hashlib.sha256()
+    for chunk in storage.read(found.key, 0, found.size_bytes, version=found.version):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+_remembered_sha256 = lru_cache(maxsize=1024)(_sha256)
 
 
 def _names(if_none_match: str | None, etag: str) -> bool:
@@ -147,17 +173,9 @@ def _single_range(header: str | None, size: int) -> range | None:
     return range(start, stop)
 
 
-def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < stop:
-            chunk = file.read(min(_CHUNK_BYTES, stop - start))
-            if not chunk:
-                raise OSError(f"{path} became shorter while it was sent")
-            start += len(chunk)
-            yield chunk
-
-
-def discard(storage: Path, sweep_id: str) -> None:
-    """Delete all that a sweep has left, once no row points at it."""
-    shutil.rmtree(sweep_directory(storage, sweep_id), ignore_errors=True)
+def discard(storage: Storage, sweep_id: str) -> None:
+    """Delete all that a sweep has left, once no row points at it; what cannot be reached is told in the log."""
+    try:
+        storage.delete(one.key for one in storage.list(sweep_prefix(sweep_id)))
+    except StorageError as error:
+        _log.warning("what is left of sweep %s could not be deleted: %s", sweep_id, error)

@@ -14,7 +14,7 @@ from care_sweep.store import SweepRecord
 from service import artifacts
 from service.body import Body, described
 from service.problems import answers
-from service.request import SettingsHeld, StoreHeld, SweepId, TrialNumber
+from service.request import StorageHeld, StoreHeld, SweepId, TrialNumber
 from service.schemas import EnqueuedPoint, Sweep, SweepChange
 
 __all__ = ["router"]
@@ -69,10 +69,10 @@ def change(
 
 
 @router.delete("", status_code=204, response_class=Response, responses=answers(403, 404, 409, 503))
-def delete(sweep_id: SweepId, store: StoreHeld, settings: SettingsHeld) -> None:
+def delete(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld) -> None:
     """Delete an ended sweep with its trials, checkpoints and logs."""
     store.control.delete(sweep_id)
-    artifacts.discard(settings.storage_uri, sweep_id)
+    artifacts.discard(storage, sweep_id)
 
 
 @router.post(

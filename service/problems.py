@@ -26,6 +26,7 @@ from care_sweep.errors import (
     NotFound,
     Problem,
     RevisionMismatch,
+    StorageError,
 )
 
 __all__ = ["DATABASE_AWAY", "MEDIA_TYPE", "ProblemDocument", "answers", "install"]
@@ -70,6 +71,7 @@ _KINDS: Mapping[type[CareSweepError], tuple[int, str]] = {
     IdempotencyKeyReused: (422, "Idempotency key reused"),
     CheckpointError: (500, "Checkpoint damaged"),  # the service's loss, whatever the request says
     DatabaseError: (503, "Database out of reach"),
+    StorageError: (503, "Storage out of reach"),
 }
 
 

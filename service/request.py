@@ -1,4 +1,4 @@
-"""What does every route need: the application's store, settings and shutdown signal, and its parameters."""
+"""What does every route need: the application's store, storage and settings, its end, and its parameters."""
 
 import threading
 from typing import Annotated
@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from care_sweep.documents import pointer, shorten, unknown_keys
 from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.settings import Settings
+from care_sweep.storage import Storage
 from care_sweep.store import Store
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "PageSize",
     "PageToken",
     "SettingsHeld",
+    "StorageHeld",
     "StoreHeld",
     "SweepId",
     "TrialNumber",
@@ -50,6 +52,11 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _storage(request: Request) -> Storage:
+    storage: Storage = request.app.state.storage
+    return storage
+
+
 def _closing(request: Request) -> threading.Event:
     closing: threading.Event = request.app.state.closing
     return closing
@@ -57,6 +64,7 @@ def _closing(request: Request) -> threading.Event:
 
 StoreHeld = Annotated[Store, Depends(_store)]
 SettingsHeld = Annotated[Settings, Depends(_settings)]
+StorageHeld = Annotated[Storage, Depends(_storage)]
 Closing = Annotated[threading.Event, Depends(_closing)]
 """Set once the process is told to end; a stream that would go on for ever looks at it."""
 

@@ -11,7 +11,7 @@ from service import artifacts, findings, submission
 from service.body import Body, described
 from service.events import follow
 from service.problems import answers
-from service.request import Closing, PageSize, PageToken, SettingsHeld, StoreHeld, SweepId
+from service.request import Closing, PageSize, PageToken, SettingsHeld, StorageHeld, StoreHeld, SweepId
 from service.schemas import Best, Resolved, Sweep, SweepPage, SweepSummary
 
 __all__ = ["router"]
@@ -95,12 +95,10 @@ def best(
     response_class=Response,
     responses=artifacts.CHECKPOINT_RESPONSES,
 )
-def best_checkpoint(
-    sweep_id: SweepId, store: StoreHeld, settings: SettingsHeld, request: Request
-) -> Response:
+def best_checkpoint(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld, request: Request) -> Response:
     """The checkpoint of the best configuration so far."""
     trial = findings.best_trial(store, sweep_id)
-    return artifacts.checkpoint_response(settings.storage_uri, trial, request.headers)
+    return artifacts.checkpoint_response(storage, trial, request.headers)
 
 
 def _sweep_exists(sweep_id: SweepId, store: StoreHeld) -> None:

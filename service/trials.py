@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse
 from care_sweep.spec import TrialState
 from service import artifacts
 from service.problems import answers
-from service.request import PageSize, PageToken, SettingsHeld, StoreHeld, SweepId, TrialNumber
+from service.request import PageSize, PageToken, StorageHeld, StoreHeld, SweepId, TrialNumber
 from service.schemas import Measurements, Trial, TrialDetail, TrialPage
 
 __all__ = ["router"]
@@ -47,17 +47,17 @@ def logs(
     sweep_id: SweepId,
     number: TrialNumber,
     store: StoreHeld,
-    settings: SettingsHeld,
+    storage: StorageHeld,
     attempt: Annotated[int | None, Query(ge=1, lt=2**31, description="the last one by default")] = None,
 ) -> Response:
     """What an attempt has logged so far."""
     trial = store.trial(sweep_id, number)
-    return artifacts.log_response(settings.storage_uri, trial, attempt or trial.attempt)
+    return artifacts.log_response(storage, trial, attempt or trial.attempt)
 
 
 @router.get("/{number}/checkpoint", response_class=Response, responses=artifacts.CHECKPOINT_RESPONSES)
 def checkpoint(
-    sweep_id: SweepId, number: TrialNumber, store: StoreHeld, settings: SettingsHeld, request: Request
+    sweep_id: SweepId, number: TrialNumber, store: StoreHeld, storage: StorageHeld, request: Request
 ) -> Response:
     """The trial's checkpoint, a tar."""
-    return artifacts.checkpoint_response(settings.storage_uri, store.trial(sweep_id, number), request.headers)
+    return artifacts.checkpoint_response(storage, store.trial(sweep_id, number), request.headers)

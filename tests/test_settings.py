@@ -15,7 +15,7 @@ def test_defaults_lie_below_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings == Settings(
         home=home,
         database_url=f"sqlite:///{home}/care-sweep.db",
-        storage_uri=home / "storage",
+        storage_uri=f"{home}/storage",
         data_roots=(home / "data",),
         url="http://127.0.0.1:8484",
         ray_address=None,
@@ -37,7 +37,7 @@ def test_each_setting_is_read() -> None:
     assert settings == Settings(
         home=Path("/h"),
         database_url="postgresql://db/care",
-        storage_uri=Path("/s"),
+        storage_uri="/s",
         data_roots=(Path("/a"), Path("/b")),
         url="http://gpu:1",
         ray_address="10.0.0.1:6379",
@@ -58,16 +58,38 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert (settings.home, settings.data_roots, settings.storage_uri) == (
         tmp_path / "h",
         (tmp_path / "a",),
-        tmp_path / "s",
+        str(tmp_path / "s"),
     )
 
 
-def test_an_object_store_is_refused_by_name() -> None:
-    with pytest.raises(InvalidDocument, match="CARE_SWEEP_STORAGE_URI"):
-        Settings.from_environment({"CARE_SWEEP_STORAGE_URI": "s3://bucket/sweeps"})
+@pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "s3://my.bucket-1/a/B_c/d.e"])
+def test_an_object_store_is_taken_as_it_is(uri: str) -> None:
+    settings = Settings.from_environment({"CARE_SWEEP_STORAGE_URI": uri})
+    assert settings.storage_uri == uri.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("gs://bucket/sweeps", "http://host/sweeps", "file:///sweeps", "S3://bucket", "s3://", "s3:///a"),
+        *("s3://Bucket/a", "s3://bucket/../a", "s3://bucket/a//b", "s3://bucket/a b", "s3://b", "://"),
+    ],
+)
+def test_another_storage_is_refused_by_name(uri: str) -> None:
+    with pytest.raises(InvalidDocument, match="must be a folder or s3://bucket/prefix") as refused:
+        Settings.from_environment({"CARE_SWEEP_STORAGE_URI": uri})
+    (problem,) = refused.value.problems
+    assert (problem.pointer, problem.value) == ("CARE_SWEEP_STORAGE_URI", uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/a", "s3://bucket/a?token=secret"])
+def test_a_secret_in_the_storage_uri_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(InvalidDocument, match="AWS_ACCESS_KEY_ID") as refused:
+        Settings.from_environment({"CARE_SWEEP_STORAGE_URI": uri})
+    assert "secret" not in str(refused.value)
 
 
 def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     settings = Settings.from_environment({"CARE_SWEEP_STORAGE_URI": "~/sweeps"})
-    assert settings.storage_uri == Path("/home/someone/sweeps")
+    assert settings.storage_uri == "/home/someone/sweeps"

@@ -10,12 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from care_sweep.layout import discard_training_states, trial_directory
+from care_sweep.layout import discard_training_states, trial_prefix
 from care_sweep.search.asha import SuccessiveHalving
 from care_sweep.search.study import Study
 from care_sweep.spec import Measurement, Scalar, SweepSpec, SweepState, TrialConfig, TrialState
+from care_sweep.storage import Storage
 from care_sweep.store import Lease, Store, TrialRecord
 
 __all__ = ["MAX_LOSSES", "Assignment", "Conductor"]
@@ -41,12 +41,15 @@ _COLLAPSED = "collapsed"
 
 @dataclass(frozen=True)
 class Assignment:
-    """One attempt at one trial, as a worker is told of it. It goes on after `last_epoch`."""
+    """One attempt at one trial, as a worker is told of it. It goes on after `last_epoch`.
+
+    `prefix` is the trial's in the storage.
+    """
 
     number: int
     attempt: int
     config: TrialConfig
-    directory: Path
+    prefix: str
     last_epoch: int
 
 
@@ -72,7 +75,7 @@ class Conductor:
         self,
         store: Store,
         lease: Lease,
-        storage: Path,
+        storage: Storage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         sweep = store.sweep(lease.sweep_id)
@@ -246,7 +249,7 @@ class Conductor:
             self.failed(number, attempt, reason=reason, message=message)
 
     def interrupted(self, number: int, attempt: int, message: str) -> None:
-        """The disk took no more: the sweep says so and pauses, then tries again; the trial loses nothing."""
+        """The storage took no more: the sweep says so, pauses and tries again; the trial loses nothing."""
         if not self._is_current(number, attempt):
             return
         self._lease.interrupt_trial(number, reason="storage", message=message)
@@ -292,7 +295,7 @@ class Conductor:
             enqueued_as=enqueued_as,
         )
         config = self.spec.space.trial_config(trial.parameters, self.spec.seed)
-        return Assignment(number, trial.attempt, config, self._trial_directory(number), trial.last_epoch)
+        return Assignment(number, trial.attempt, config, self._trial_prefix(number), trial.last_epoch)
 
     def _verdict(
         self, number: int, trial: _OpenTrial, epoch: int, value: float | None
@@ -320,7 +323,7 @@ class Conductor:
 
     def _close(self, number: int, state: TrialState, value: float | None) -> None:
         trial = self._open.pop(number)
-        discard_training_states(self._trial_directory(number))
+        discard_training_states(self._storage, self._trial_prefix(number))
         if trial.is_baseline:
             return
         if state is TrialState.COMPLETE and value is not None:
@@ -339,8 +342,8 @@ class Conductor:
             self._lease.finish_trial(number, TrialState.CANCELLED, reason="budget spent")
             self._close(number, TrialState.CANCELLED, None)
 
-    def _trial_directory(self, number: int) -> Path:
-        return trial_directory(self._storage, self._lease.sweep_id, number)
+    def _trial_prefix(self, number: int) -> str:
+        return trial_prefix(self._lease.sweep_id, number)
 
     def _is_current(self, number: int, attempt: int) -> bool:
         waits = number in self._again

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from care_sweep.errors import LeaseLost
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState, TrialState
+from care_sweep.storage import open_storage
 from care_sweep.store import Lease, Store, open_database
 
 __all__ = ["LEASE_LOST", "main"]
@@ -62,7 +63,7 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
 
         assert settings.ray_address, "the runner sets RAY_ADDRESS"
         connect(settings.ray_address)
-        conductor = Conductor(store, lease, settings.storage_uri)
+        conductor = Conductor(store, lease, open_storage(settings.storage_uri))
         run_trials(conductor, settings)
     if conductor.is_paused:
         lease.release(reason="paused")

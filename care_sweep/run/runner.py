@@ -14,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from care_sweep.errors import LeaseLost, NotFound
-from care_sweep.layout import discard_training_states, sweep_directory
+from care_sweep.errors import LeaseLost, NotFound, StorageError
+from care_sweep.layout import discard_training_states, sweep_prefix
 from care_sweep.run.cluster import connect, describe
 from care_sweep.run.driver import LEASE_LOST
+from care_sweep.run.tidying import tidy_up
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState
+from care_sweep.storage import open_storage
 from care_sweep.store import Lease, Store, SweepRecord, open_database
 
 __all__ = ["Runner", "main"]
@@ -40,6 +42,7 @@ class _Driver:
     lease: Lease
     process: "subprocess.Popen[bytes]"
     log: Path
+    log_key: str
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Runner:
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
     def __post_init__(self) -> None:
+        self._storage = open_storage(self.settings.storage_uri)
         self._drivers: dict[str, _Driver] = {}
         self._observed: dict[str, _Observation] = {}
         self._deaths: dict[str, _Deaths] = {}
@@ -89,6 +93,7 @@ class Runner:
             self._kill(driver)
             with contextlib.suppress(LeaseLost):
                 driver.lease.release()
+            self._keep_log(driver)
         self._drivers.clear()
 
     def _claimable(self) -> list[SweepRecord]:
@@ -122,7 +127,7 @@ class Runner:
             lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
             self._discard_training_states(sweep.id)
             return
-        log = sweep_directory(self.settings.storage_uri, sweep.id) / "driver.log"
+        log, log_key = self._log_of(lease)
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "care_sweep.run.driver"]
         command += ["--sweep", sweep.id, "--fencing-token", str(lease.token)]
@@ -130,7 +135,7 @@ class Runner:
             process = subprocess.Popen(  # noqa: S603  (our own module; the id is ours)
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-        self._drivers[sweep.id] = _Driver(lease, process, log)
+        self._drivers[sweep.id] = _Driver(lease, process, log, log_key)
         _LOG.info("sweep %s is driven by process %d", sweep.id, process.pid)
 
     def _look_after(self, driver: _Driver) -> None:
@@ -149,6 +154,7 @@ class Runner:
                 self._kill(driver)  # the next look replaces it
             return
         del self._drivers[sweep.id]
+        self._keep_log(driver)
         if sweep.state.is_terminal or status in (0, LEASE_LOST):
             self._deaths.pop(sweep.id, None)
         elif _is_cancelled(sweep):
@@ -164,7 +170,8 @@ class Runner:
         with contextlib.suppress(LeaseLost):
             driver.lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
         self._kill(driver)
-        self._drivers.pop(driver.lease.sweep_id, None)
+        if self._drivers.pop(driver.lease.sweep_id, None) is not None:
+            self._keep_log(driver)
         self._discard_training_states(driver.lease.sweep_id)
         _LOG.info("sweep %s was cancelled", driver.lease.sweep_id)
 
@@ -186,7 +193,27 @@ class Runner:
                 self._discard_training_states(sweep_id)
 
     def _discard_training_states(self, sweep_id: str) -> None:
-        discard_training_states(sweep_directory(self.settings.storage_uri, sweep_id))
+        discard_training_states(self._storage, sweep_prefix(sweep_id))
+
+    def _log_of(self, lease: Lease) -> tuple[Path, str]:
+        """The file that a driver logs to, and its key: its place in a folder, where all drivers append.
+
+        An object store takes each driver's log when it has ended; until then it is a file of the home.
+        """
+        key = f"{sweep_prefix(lease.sweep_id)}/driver.log"
+        place = self._storage.local_path(key)
+        if place is not None:
+            return place, key
+        key = f"{sweep_prefix(lease.sweep_id)}/driver-{lease.token:05d}.log"
+        return self.settings.home / "logs" / key.replace("/", "-"), key
+
+    def _keep_log(self, driver: _Driver) -> None:
+        if self._storage.local_path(driver.log_key) is not None:
+            return
+        try:
+            self._storage.put(driver.log_key, driver.log.read_bytes(), overwrite=True)
+        except (StorageError, OSError) as error:
+            _LOG.warning("the driver's log stays in %s: %s", driver.log, error)
 
     def _kill(self, driver: _Driver) -> None:
         driver.process.terminate()
@@ -240,6 +267,7 @@ def main() -> int:
     reporter = functools.partial(_report_cluster, runner.name, store)
     reports = (reporter, _REPORT_SECONDS, stop, _Complaints("the cluster could not be reported"))
     threading.Thread(target=_repeat, args=reports, name="cluster", daemon=True).start()
+    threading.Thread(target=_tidy_up, args=(settings, store), name="tidying", daemon=True).start()
     _LOG.info("runner %s is ready", runner.name)
     try:
         _repeat(runner.step, _POLL_SECONDS, stop, _Complaints("the sweeps could not be looked after"))
@@ -256,6 +284,13 @@ def _repeat(step: Callable[[], None], seconds: float, stop: threading.Event, com
             complaints.note(error)
         else:
             complaints.note(None)
+
+
+def _tidy_up(settings: Settings, store: Store) -> None:
+    try:
+        tidy_up(open_storage(settings.storage_uri), store)
+    except Exception:  # noqa: BLE001  (the next start tries again)
+        _LOG.exception("the storage could not be tidied up")
 
 
 def _report_cluster(name: str, store: Store) -> None:

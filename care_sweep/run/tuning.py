@@ -81,8 +81,10 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
             "number": assignment.number,
             "attempt": assignment.attempt,
             "config": assignment.config.model_dump(),
-            "directory": str(assignment.directory),
+            "storage_uri": self._settings.storage_uri,
+            "prefix": assignment.prefix,
             "last_epoch": assignment.last_epoch,
+            "scratch_directory": str(self._settings.scratch_directory),
             "download_directory": str(self._settings.download_directory),
             "data_roots": [str(root) for root in self._settings.data_roots],
         }

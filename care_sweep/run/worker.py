@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from care_sweep.documents import parse
-from care_sweep.errors import CareSweepError, DatasetError, TrialCollapsed, TrialDiverged
-from care_sweep.layout import discard_training_states
+from care_sweep.errors import CareSweepError, DatasetError, StorageError, TrialCollapsed, TrialDiverged
+from care_sweep.layout import LOG_NAME
+from care_sweep.run.workplace import Workplace, workplace
 from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.storage import open_storage
 
 if TYPE_CHECKING:
     from care_sweep.learn.data import Dataset
@@ -33,14 +35,17 @@ def run_attempt(order: Mapping[str, Any]) -> None:
     """Train as ordered and report each epoch to the driver; `order` is what `tuning` made of an `Assignment`.
 
     A failure of the trial itself is reported with its reason, a collapse with what was measured too, want of
-    memory as a loss, an unusable disk as an interruption. After divergence, collapse, unfit images and a full
-    disk the process is fit for the next trial; after any other exception Ray replaces it.
+    memory as a loss, an unusable disk or object store as an interruption. After divergence, collapse, unfit
+    images and an interruption the process is fit for the next trial; after any other exception Ray replaces
+    it.
     """
     try:
-        directory = Path(order["directory"]) / f"attempt-{order['attempt']}"
-        directory.mkdir(parents=True, exist_ok=True)
-        with _log_to(directory / "log.txt"):
-            _train(order, directory)
+        storage, scratch = open_storage(order["storage_uri"]), Path(order["scratch_directory"])
+        with (
+            workplace(storage, order["prefix"], order["attempt"], scratch) as place,
+            _log_to(place.directory / LOG_NAME),
+        ):
+            _train(order, place)
     except TrialCollapsed as error:
         seen = Measurement(epoch=error.epoch, metrics=error.metrics, seconds=error.seconds)
         _report_failure("collapsed", error, seen)
@@ -48,6 +53,8 @@ def run_attempt(order: Mapping[str, Any]) -> None:
         _report_failure("diverged", error)
     except DatasetError as error:
         _report_failure("dataset", error)
+    except StorageError as error:
+        tune.report({"interruption": f"{error}; the sweep goes on once that is mended"})
     except Exception as error:
         if _is_out_of_memory(error):
             loss = {"reason": "out of memory", "message": str(error)[:4000]}
@@ -56,23 +63,23 @@ def run_attempt(order: Mapping[str, Any]) -> None:
         if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
             _report_failure("error", error)
             raise
-        where = error.filename or order["directory"]
+        where = error.filename or order["storage_uri"]
         tune.report({"interruption": f"{where}: {error.strerror}; the sweep goes on once there is room"})
 
 
-def _train(order: Mapping[str, Any], directory: Path) -> None:
+def _train(order: Mapping[str, Any], place: Workplace) -> None:
     from care_sweep.learn.train import train  # noqa: PLC0415
 
     try:
         _LOG.info("trial %d, attempt %d, process %d", order["number"], order["attempt"], os.getpid())
         config = parse(TrialConfig, order["config"])
         _LOG.info("configuration: %s", config.model_dump_json())
-        state = _training_state(Path(order["directory"]), order["last_epoch"])
+        state = place.training_state(order["last_epoch"])
         _LOG.info("goes on from %s", state) if state else _LOG.info("begins anew")
         data = _dataset(
             config.dataset, config.resize, Path(order["download_directory"]), tuple(order["data_roots"])
         )
-        train(config, data, _reporter(order), directory=directory, resume_from=state)
+        train(config, data, _reporter(order, place), directory=place.directory, resume_from=state)
     except Exception:
         _LOG.exception("trial %d failed", order["number"])
         raise
@@ -88,24 +95,18 @@ def _dataset(
     return load_dataset(name, download_directory=download_directory, roots=roots, resize=resize)
 
 
-def _training_state(trial_directory: Path, last_epoch: int) -> Path | None:
-    """The training state after the last stored epoch, whichever attempt left it; older ones are deleted."""
-    found = sorted(trial_directory.glob(f"attempt-*/state-{last_epoch:05d}.pt"))
-    state = found[-1] if found else None
-    discard_training_states(trial_directory, keep=state)
-    return state
-
-
-def _reporter(order: Mapping[str, Any]) -> Any:
+def _reporter(order: Mapping[str, Any], place: Workplace) -> Any:
     attempt = order["attempt"]
 
     def report(measurement: Measurement) -> None:
         _LOG.info("epoch %d: %s", measurement.epoch, measurement.metrics)
+        place.before_report(measurement)
         if measurement.checkpoint is not None:
             name = f"attempt-{attempt}/{measurement.checkpoint.name}"
             checkpoint = measurement.checkpoint.model_copy(update={"name": name})
             measurement = measurement.model_copy(update={"checkpoint": checkpoint})
         tune.report({"measurement": measurement.model_dump_json()})  # as text: Tune flattens what is nested
+        place.after_report(measurement)
 
     return report
 

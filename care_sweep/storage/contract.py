@@ -40,6 +40,9 @@ class Storage(Protocol):
     refuses, or answers what cannot be.
     """
 
+    def __hash__(self) -> int:
+        """By identity."""
+
     @property
     def uri(self) -> str:
         """The root, for messages."""

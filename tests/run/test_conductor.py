@@ -13,6 +13,7 @@ from care_sweep.errors import LeaseLost
 from care_sweep.run.conductor import MAX_LOSSES, Assignment, Conductor
 from care_sweep.search.study import Study
 from care_sweep.spec import CheckpointReference, Measurement, SweepSpec, SweepState, TrialState
+from care_sweep.storage import open_storage
 from care_sweep.store import Lease, Store, open_database
 
 EPOCHS = 4
@@ -53,7 +54,7 @@ class _Sweep:
         lease = self.store.claim(self.store.sweep(self.id), "test")
         assert lease is not None
         self.lease: Lease = lease
-        return Conductor(self.store, lease, self.storage, self.clock)
+        return Conductor(self.store, lease, open_storage(str(self.storage)), self.clock)
 
 
 @pytest.fixture
@@ -297,9 +298,10 @@ def test_a_spent_budget_cancels_what_runs_and_starts_nothing(make_sweep: Callabl
 
 
 def test_training_states_go_when_their_trial_ends(make_sweep: Callable[..., _Sweep]) -> None:
-    conductor = make_sweep(early_stopping="none").conduct()
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
     trial = _next(conductor)
-    attempt = trial.directory / "attempt-1"
+    attempt = sweep.storage / trial.prefix / "attempt-1"
     attempt.mkdir(parents=True)
     for name in ("state-00003.pt", "state-00004.pt", "checkpoint.tar", "log.txt"):
         (attempt / name).touch()

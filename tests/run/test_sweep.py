@@ -101,7 +101,7 @@ def test_a_trial_that_raises_diverges_or_is_killed_does_not_stop_the_sweep(
     sweep_id = client.submit(
         _document(few_images, num_trials=6, epochs=3, max_concurrent_trials=1, baselines=baselines)
     )["id"]
-    in_the_way = settings.storage_uri / "sweeps" / sweep_id / "trials" / "00001" / "attempt-1"
+    in_the_way = Path(settings.storage_uri) / "sweeps" / sweep_id / "trials" / "00001" / "attempt-1"
     (in_the_way / "checkpoint.tar").mkdir(parents=True)
     victim = _process_of(_until(_log_of(client, sweep_id, 0), "a first epoch of trial 0"))
     os.kill(victim, signal.SIGKILL)

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from care_sweep.layout import trial_prefix
 from care_sweep.search.catalog import resolve_sweep
 from care_sweep.spec import CheckpointReference, Measurement, SweepState, TrialState
+from care_sweep.storage import Storage, open_storage
 from care_sweep.store import Lease, Store, SweepRecord
 
 SPACE: Mapping[str, Any] = {
@@ -35,7 +36,11 @@ class Fabricator:
     """Plays the runner and the driver of a store."""
 
     store: Store
-    storage: Path
+    storage_uri: str
+
+    @property
+    def storage(self) -> Storage:
+        return open_storage(self.storage_uri)
 
     def queued(self, **changes: Any) -> SweepRecord:
         record, _ = self.store.submit(resolve_sweep(document(**changes)))
@@ -66,9 +71,7 @@ class Fabricator:
         return lease.sweep_id
 
     def checkpoint(self, sweep_id: str, number: int, content: bytes) -> CheckpointReference:
-        path = self.directory(sweep_id, number) / "attempt-1" / "checkpoint.tar"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        self.storage.put(f"{trial_prefix(sweep_id, number)}/attempt-1/checkpoint.tar", content)
         return CheckpointReference(
             name="attempt-1/checkpoint.tar",
             sha256=hashlib.sha256(content).hexdigest(),
@@ -76,12 +79,8 @@ class Fabricator:
         )
 
     def log(self, sweep_id: str, number: int, text: str, attempt: int = 1) -> None:
-        path = self.directory(sweep_id, number) / f"attempt-{attempt}" / "log.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    def directory(self, sweep_id: str, number: int) -> Path:
-        return self.storage / "sweeps" / sweep_id / "trials" / f"{number:05d}"
+        key = f"{trial_prefix(sweep_id, number)}/attempt-{attempt}/log.txt"
+        self.storage.put(key, text.encode(), overwrite=True)
 
 
 def contents(number: int) -> bytes:

@@ -1,0 +1,114 @@
+"""Where does an attempt work, and how is what it leaves durable before it is reported?
+
+Where the storage is a folder, an attempt works in its place there and nothing is copied. Where it is an
+object store, it works in scratch on its own node, and each epoch's files are uploaded before the report.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from care_sweep.errors import StorageError
+from care_sweep.layout import LOG_NAME, attempt_prefix, discard_training_states, state_name
+from care_sweep.spec import Measurement
+from care_sweep.storage import Storage
+from care_sweep.storage.durable import make_folder_durably
+
+__all__ = ["Workplace", "workplace"]
+
+_LOG = logging.getLogger("care_sweep.trial")
+_SECONDS_BETWEEN_LOGS = 5.0  # each upload is of the whole log
+
+
+@dataclass
+class Workplace:
+    """The folder in which one attempt works: here its own place, in a storage that is a folder.
+
+    `trial` and `attempt` are the prefixes of both in the storage.
+    """
+
+    storage: Storage
+    trial: str
+    attempt: str
+    directory: Path
+
+    def training_state(self, epoch: int) -> Path | None:
+        """The training state after an epoch, whichever attempt left it; all others are deleted."""
+        name = "/" + state_name(epoch)
+        found = (one.key for one in self.storage.list(self.trial) if one.key.endswith(name))
+        key = max(found, default=None)
+        discard_training_states(self.storage, self.trial, keep=key)
+        return None if key is None else self._fetch(key)
+
+    def before_report(self, measurement: Measurement) -> None:
+        """Have what the measurement stands on durable in the storage, its checkpoint first."""
+
+    def after_report(self, measurement: Measurement) -> None:
+        """Delete what nobody will go on from: the two latest states are kept."""
+
+    def _fetch(self, key: str) -> Path:
+        path = self.storage.local_path(key)
+        assert path is not None
+        return path
+
+
+class _Remote(Workplace):
+    """A folder of this node alone, and its copy in an object store."""
+
+    _log_uploaded_at = float("-inf")
+
+    def before_report(self, measurement: Measurement) -> None:
+        names = [state_name(measurement.epoch)]
+        if measurement.checkpoint is not None:
+            names.insert(0, measurement.checkpoint.name)
+        for name in names:
+            self.storage.put(f"{self.attempt}/{name}", (self.directory / name).read_bytes())
+        if time.monotonic() - self._log_uploaded_at >= _SECONDS_BETWEEN_LOGS:
+            self.upload_log()
+            self._log_uploaded_at = time.monotonic()
+
+    def after_report(self, measurement: Measurement) -> None:
+        with suppress(StorageError):  # they go when the trial ends
+            self.storage.delete([f"{self.attempt}/{state_name(measurement.epoch - 2)}"])
+
+    def upload_log(self) -> None:
+        content = (self.directory / LOG_NAME).read_bytes()
+        self.storage.put(f"{self.attempt}/{LOG_NAME}", content, overwrite=True)
+
+    def _fetch(self, key: str) -> Path:
+        path = self.directory / key.rpartition("/")[2]
+        with path.open("wb") as file:
+            file.writelines(self.storage.read(key))
+        return path
+
+
+@contextmanager
+def workplace(
+    storage: Storage, trial: str, attempt_number: int, scratch_directory: Path
+) -> Iterator[Workplace]:
+    """The place of one attempt, for the length of a `with`. Its log, `LOG_NAME`, is uploaded at the end too.
+
+    Raises:
+        StorageError: the object store is out of reach, full, or refuses.
+        OSError: a disk is.
+    """
+    attempt = attempt_prefix(trial, attempt_number)
+    directory = storage.local_path(attempt)
+    if directory is not None:
+        make_folder_durably(directory)
+        yield Workplace(storage, trial, attempt, directory)
+        return
+    scratch_directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="attempt-", dir=scratch_directory, ignore_cleanup_errors=True) as scratch:
+        place = _Remote(storage, trial, attempt, Path(scratch))
+        try:
+            yield place
+        finally:
+            try:
+                place.upload_log()
+            except (StorageError, OSError) as error:
+                _LOG.warning("the log of %s could not be uploaded: %s", attempt, error)

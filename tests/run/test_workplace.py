@@ -1,0 +1,172 @@
+"""An attempt in a folder and beside an object store: durable before it reports, the same to the bit."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.few_images import cut_few_images
+from care_sweep.run import worker
+from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.storage import Storage, open_storage
+
+TRIAL = "sweeps/0123456789ab/trials/00003"
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return cut_few_images(tmp_path_factory.mktemp("data") / "few", num_classes=2)
+
+
+@pytest.fixture
+def storage(storage_uri: str) -> Storage:
+    return open_storage(storage_uri)
+
+
+class _Driver:
+    """Hears what a worker reports and ends it after an epoch as Ray does, by SystemExit inside the report."""
+
+    def __init__(self, uri: str, dataset: str, scratch: Path, patch: pytest.MonkeyPatch) -> None:
+        self.storage, self.dataset, self.scratch, self.patch = open_storage(uri), dataset, scratch, patch
+        self.heard: list[Measurement] = []
+        self.said: list[dict[str, str]] = []
+
+    def run(self, attempt: int, *, last_epoch: int = 0, stop_after: int = EPOCHS + 1) -> None:
+        def report(said: dict[str, str]) -> None:
+            self.said.append(said)
+            if "measurement" in said:
+                measurement = Measurement.model_validate_json(said["measurement"])
+                self.heard.append(measurement)
+                self._is_durable(measurement, attempt)
+                if measurement.epoch >= stop_after:
+                    raise SystemExit
+
+        self.patch.setattr(worker.tune, "report", report)
+        config = TrialConfig(
+            dataset=self.dataset,
+            encoder="resnet_tiny",
+            epochs=EPOCHS,
+            batch_size=32,
+            num_splits=4,
+            probe_epochs=2,
+            knn_neighbors=5,
+        )
+        order: dict[str, Any] = {
+            "number": 3,
+            "attempt": attempt,
+            "config": config.model_dump(),
+            "storage_uri": self.storage.uri,
+            "prefix": TRIAL,
+            "scratch_directory": str(self.scratch / f"node-{attempt}"),
+            "last_epoch": last_epoch,
+            "download_directory": "unused",
+            "data_roots": [str(Path(self.dataset.partition(":")[2]).parent)],
+        }
+        try:
+            worker.run_attempt(order)
+        except SystemExit:
+            assert self.heard[-1].epoch == stop_after
+
+    def _is_durable(self, measurement: Measurement, attempt: int) -> None:
+        """At the moment of the report, seen from elsewhere."""
+        elsewhere = open_storage(self.storage.uri)
+        state = elsewhere.head(f"{TRIAL}/attempt-{attempt}/state-{measurement.epoch:05d}.pt")
+        assert state.size_bytes > 1000
+        if measurement.checkpoint is not None:
+            content = b"".join(elsewhere.read(f"{TRIAL}/{measurement.checkpoint.name}"))
+            assert hashlib.sha256(content).hexdigest() == measurement.checkpoint.sha256
+
+    def names(self) -> list[str]:
+        return sorted(one.key.removeprefix(f"{TRIAL}/") for one in self.storage.list(TRIAL))
+
+
+def _metrics(heard: list[Measurement]) -> list[tuple[int, dict[str, float]]]:
+    return [(measurement.epoch, measurement.metrics) for measurement in heard]
+
+
+def test_an_attempt_goes_on_elsewhere_to_the_bit(
+    storage_uri: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _Driver(str(tmp_path / "whole"), dataset, tmp_path, monkeypatch)
+    whole.run(attempt=1)
+    driver = _Driver(storage_uri, dataset, tmp_path / "scratch", monkeypatch)
+    driver.run(attempt=1, stop_after=3)
+    assert {"attempt-1/log.txt", "attempt-1/state-00002.pt", "attempt-1/state-00003.pt"} <= set(
+        driver.names()
+    )
+    assert "attempt-1/state-00001.pt" in driver.names(), "the report of epoch 3 did not return"
+    del driver.heard[2:]  # the driver died before it stored epoch 3
+
+    driver.run(attempt=2, last_epoch=2)
+    assert driver.names() == [
+        "attempt-1/log.txt",
+        "attempt-1/state-00002.pt",
+        "attempt-2/checkpoint.tar",
+        "attempt-2/log.txt",
+        "attempt-2/state-00003.pt",
+        "attempt-2/state-00004.pt",
+    ]
+    assert _metrics(driver.heard) == _metrics(whole.heard)
+    assert driver.heard[-1].checkpoint is not None
+    assert driver.heard[-1].checkpoint.name == "attempt-2/checkpoint.tar"
+    log = b"".join(driver.storage.read(f"{TRIAL}/attempt-2/log.txt")).decode()
+    assert "goes on from" in log
+    assert f"epoch {EPOCHS}" in log, "the whole log is there at the end"
+    assert not any((tmp_path / "scratch").glob("*/*")), "nothing stays in scratch"
+
+
+def test_an_object_store_that_does_not_answer_interrupts(
+    bucket: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    driver = _Driver(f"{bucket}/away", dataset, tmp_path, monkeypatch)
+    driver.run(attempt=1)
+    (said,) = driver.said
+    assert said["interruption"].startswith(
+        "s3://sweeps/away/sweeps/0123456789ab/trials/00003: the object store"
+    )
+    assert "goes on once" in said["interruption"]
+
+
+def test_an_object_store_that_goes_away_interrupts_before_anything_is_reported(
+    bucket: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = _Driver(f"{bucket}/going", dataset, tmp_path, monkeypatch)
+    driver.run(attempt=1, stop_after=1)
+    training_state = worker.Workplace.training_state
+
+    def then_away(place: worker.Workplace, epoch: int) -> Path | None:
+        state = training_state(place, epoch)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        place.storage = open_storage(place.storage.uri)
+        return state
+
+    monkeypatch.setattr(worker.Workplace, "training_state", then_away)
+    driver.run(attempt=2, last_epoch=1)
+    assert [measurement.epoch for measurement in driver.heard] == [1]
+    assert "interruption" in driver.said[-1]
+
+
+def test_a_disk_that_is_full_interrupts(
+    storage_uri: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device", "/somewhere/state")
+
+    monkeypatch.setattr("care_sweep.storage.durable.os.fsync", fail)
+    driver = _Driver(storage_uri, dataset, tmp_path, monkeypatch)
+    driver.run(attempt=1)
+    (said,) = driver.said
+    assert said["interruption"].startswith("/somewhere/state: No space left on device; the sweep goes on")
