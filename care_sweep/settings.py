@@ -27,6 +27,8 @@ class Settings:
             lie under (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
         url: where the client finds the service (CARE_SWEEP_URL).
         ray_address: an existing Ray cluster (RAY_ADDRESS); None for a local one.
+        num_checkpoints_kept: so many checkpoints of a sweep are kept, its best, beside those of its baselines
+            (CARE_SWEEP_KEEP_CHECKPOINTS); None for all.
     """
 
     home: Path
@@ -35,6 +37,7 @@ class Settings:
     data_roots: tuple[Path, ...]
     url: str
     ray_address: str | None
+    num_checkpoints_kept: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -52,6 +55,7 @@ class Settings:
             data_roots=tuple(Path(root).expanduser().absolute() for root in roots.split(os.pathsep) if root),
             url=environment.get("CARE_SWEEP_URL") or "http://127.0.0.1:8484",
             ray_address=environment.get("RAY_ADDRESS") or None,
+            num_checkpoints_kept=_num_kept(environment.get("CARE_SWEEP_KEEP_CHECKPOINTS") or "all"),
         )
 
     @property
@@ -63,6 +67,15 @@ class Settings:
     def download_directory(self) -> Path:
         """Where torchvision keeps the datasets it downloads."""
         return self.home / "datasets"
+
+
+def _num_kept(given: str) -> int | None:
+    if given == "all":
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", given):
+        detail = "must be all, or how many of the best are kept, from 1"
+        raise InvalidDocument([Problem("CARE_SWEEP_KEEP_CHECKPOINTS", detail, given)])
+    return int(given)
 
 
 def _storage_uri(given: str) -> str:

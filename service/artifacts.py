@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 
 from care_sweep.errors import CheckpointError, NotFound, StorageError
 from care_sweep.layout import LOG_NAME, attempt_prefix, sweep_prefix, trial_prefix
-from care_sweep.spec import CheckpointReference
+from care_sweep.spec import CheckpointReference, TrialState
 from care_sweep.storage import Storage, StoredObject
 from care_sweep.store import TrialRecord
 from service.problems import answers
@@ -35,7 +35,7 @@ CHECKPOINT_RESPONSES: dict[int | str, dict[str, Any]] = {
     206: {"description": "The range of it that was asked for", "content": _TAR},
     304: {"description": "The reader has it already"},
     **answers(404, 416, 503),
-    410: {**answers(410)[410], "description": "The storage has lost it"},
+    410: {**answers(410)[410], "description": "The storage has lost it, or it was not kept"},
     500: {**answers(500)[500], "description": "What the storage holds is not what was stored"},
 }
 
@@ -46,12 +46,14 @@ def checkpoint_response(storage: Storage, trial: TrialRecord, headers: Headers) 
     The whole of it is verified before its first byte is sent, once for each version of the object.
 
     Raises:
-        NotFound: the trial has no checkpoint.
+        NotFound: the trial has no checkpoint yet, or never had one.
         CheckpointError: it is not the one that was stored.
         StorageError: the storage is out of reach or refuses.
         HTTPException: 410, it is gone; 416, the range lies outside it.
     """
     stored = trial.checkpoint
+    if stored is None and trial.state is TrialState.COMPLETE:
+        raise HTTPException(410, _lost(trial, "was not kept, for others were better"))
     if stored is None:
         raise NotFound(f"trial {trial.number} has no checkpoint; it is {trial.state}")
     found = _verified(storage, trial, stored)

@@ -32,6 +32,7 @@ def test_each_setting_is_read() -> None:
             "CARE_SWEEP_DATA_ROOTS": "/a:/b:",
             "CARE_SWEEP_URL": "http://gpu:1",
             "RAY_ADDRESS": "10.0.0.1:6379",
+            "CARE_SWEEP_KEEP_CHECKPOINTS": "3",
         }
     )
     assert settings == Settings(
@@ -41,11 +42,19 @@ def test_each_setting_is_read() -> None:
         data_roots=(Path("/a"), Path("/b")),
         url="http://gpu:1",
         ray_address="10.0.0.1:6379",
+        num_checkpoints_kept=3,
     )
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "none", "3.0", " 3", "1e3", "٣"])
+def test_the_best_checkpoint_is_always_kept(number: str) -> None:
+    with pytest.raises(InvalidDocument, match="CARE_SWEEP_KEEP_CHECKPOINTS: must be all, or how many"):
+        Settings.from_environment({"CARE_SWEEP_KEEP_CHECKPOINTS": number})
+    assert Settings.from_environment({"CARE_SWEEP_KEEP_CHECKPOINTS": "all"}).num_checkpoints_kept is None
+
+
 def test_an_empty_setting_is_an_absent_one() -> None:
-    names = ("DATABASE_URL", "STORAGE_URI", "DATA_ROOTS", "URL")
+    names = ("DATABASE_URL", "STORAGE_URI", "DATA_ROOTS", "URL", "KEEP_CHECKPOINTS")
     empty = {f"CARE_SWEEP_{name}": "" for name in names} | {"RAY_ADDRESS": ""}
     given = Settings.from_environment({"CARE_SWEEP_HOME": "/h", **empty})
     assert given == Settings.from_environment({"CARE_SWEEP_HOME": "/h"})

@@ -11,10 +11,20 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from care_sweep.errors import StorageError
 from care_sweep.layout import discard_training_states, trial_prefix
 from care_sweep.search.asha import SuccessiveHalving
+from care_sweep.search.retention import CompleteTrial, surplus
 from care_sweep.search.study import Study
-from care_sweep.spec import Measurement, Scalar, SweepSpec, SweepState, TrialConfig, TrialState
+from care_sweep.spec import (
+    CheckpointReference,
+    Measurement,
+    Scalar,
+    SweepSpec,
+    SweepState,
+    TrialConfig,
+    TrialState,
+)
 from care_sweep.storage import Storage
 from care_sweep.store import Lease, Store, TrialRecord
 
@@ -77,6 +87,8 @@ class Conductor:
         lease: Lease,
         storage: Storage,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        num_checkpoints_kept: int | None = None,
     ) -> None:
         sweep = store.sweep(lease.sweep_id)
         self.spec: SweepSpec = sweep.spec
@@ -91,6 +103,8 @@ class Conductor:
         self._state = sweep.state
         self._enqueued: dict[int, Mapping[str, Scalar]] = {}
         self._stop_requested: frozenset[int] = frozenset()
+        self._num_checkpoints_kept = num_checkpoints_kept
+        self._with_checkpoint: dict[int, CompleteTrial] = {}
         self._study = Study(self.spec.space, self.spec.seed)
         stopping = self.spec.early_stopping
         self._halving = SuccessiveHalving(stopping, self.spec.epochs) if stopping else None
@@ -101,6 +115,7 @@ class Conductor:
         self._pause_seconds = 0.0
         self._paused_until = clock()
         self._replay(store)
+        self._drop_surplus_checkpoints()
         self.look()
 
     # --- what to do next ---
@@ -201,6 +216,8 @@ class Conductor:
         self._get_on()
         if state is not None:
             self._close(number, state, final)
+            self._note_checkpoint(number, final, trial.is_baseline, measurement.checkpoint)
+            self._drop_surplus_checkpoints()
         elif self.is_paused:
             self._lease.interrupt_trial(number, reason="paused")
             self._again.append(number)
@@ -335,6 +352,26 @@ class Conductor:
         else:
             self._study.fail(number)
 
+    def _note_checkpoint(
+        self, number: int, value: float | None, is_baseline: bool, checkpoint: CheckpointReference | None
+    ) -> None:
+        if value is not None and checkpoint is not None:
+            key = f"{self._trial_prefix(number)}/{checkpoint.name}"
+            self._with_checkpoint[number] = CompleteTrial(number, value, is_baseline, key)
+
+    def _drop_surplus_checkpoints(self) -> None:
+        """The rows first: none may name what is gone. What cannot be deleted goes when a runner tidies up."""
+        found = surplus(self._with_checkpoint.values(), self._num_checkpoints_kept)
+        if not found:
+            return
+        self._lease.forget_checkpoints([trial.number for trial in found])
+        for trial in found:
+            del self._with_checkpoint[trial.number]
+        try:
+            self._storage.delete([trial.key for trial in found])
+        except StorageError as error:
+            _LOG.warning("%d checkpoints could not be deleted: %s", len(found), error)
+
     def _give_up_waiting(self) -> None:
         self._has_cancelled |= bool(self._again)
         while self._again:
@@ -362,6 +399,7 @@ class Conductor:
 
     def _replay_trial(self, record: TrialRecord, curve: Mapping[int, float]) -> None:
         self._num_started = max(self._num_started, record.number + 1)
+        self._note_checkpoint(record.number, record.value, record.is_baseline, record.checkpoint)
         last_value = curve[max(curve)] if curve else None
         if not record.is_baseline:
             value = last_value if record.state is TrialState.INFEASIBLE else record.value

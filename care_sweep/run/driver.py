@@ -63,7 +63,12 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
 
         assert settings.ray_address, "the runner sets RAY_ADDRESS"
         connect(settings.ray_address)
-        conductor = Conductor(store, lease, open_storage(settings.storage_uri))
+        conductor = Conductor(
+            store,
+            lease,
+            open_storage(settings.storage_uri),
+            num_checkpoints_kept=settings.num_checkpoints_kept,
+        )
         run_trials(conductor, settings)
     if conductor.is_paused:
         lease.release(reason="paused")

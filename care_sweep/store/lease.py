@@ -1,6 +1,6 @@
 """Who may write a sweep's trials: the holder of its newest fencing token, and what it may write."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -141,6 +141,16 @@ class Lease:
         """End a trial for good without a measurement."""
         with self._fenced() as connection:
             self._finish_trial(connection, number, state, None, None, reason, message)
+
+    def forget_checkpoints(self, numbers: Collection[int]) -> None:
+        """COMPLETE trials no longer have a checkpoint. Only then may what was stored of it be deleted."""
+        with self._fenced() as connection:
+            connection.execute(
+                update(trials)
+                .where(trials.c.sweep_id == self.sweep_id, trials.c.number.in_(list(numbers)))
+                .where(trials.c.state == TrialState.COMPLETE)
+                .values(checkpoint=None)
+            )
 
     def interrupt_trial(self, number: int, *, reason: str, message: str | None = None) -> None:
         """End an attempt but not its trial, which waits to be attempted again."""

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from care_sweep.documents import parse
-from care_sweep.errors import LeaseLost
+from care_sweep.errors import LeaseLost, StorageError
 from care_sweep.run.conductor import MAX_LOSSES, Assignment, Conductor
 from care_sweep.search.study import Study
 from care_sweep.spec import CheckpointReference, Measurement, SweepSpec, SweepState, TrialState
@@ -50,11 +50,11 @@ class _Sweep:
         self.store, self.storage, self.clock = store, storage, _Clock()
         self.id = store.submit(spec)[0].id
 
-    def conduct(self) -> Conductor:
+    def conduct(self, **options: Any) -> Conductor:
         lease = self.store.claim(self.store.sweep(self.id), "test")
         assert lease is not None
         self.lease: Lease = lease
-        return Conductor(self.store, lease, open_storage(str(self.storage)), self.clock)
+        return Conductor(self.store, lease, open_storage(str(self.storage)), self.clock, **options)
 
 
 @pytest.fixture
@@ -307,6 +307,72 @@ def test_training_states_go_when_their_trial_ends(make_sweep: Callable[..., _Swe
         (attempt / name).touch()
     _run(conductor, trial, 0.5)
     assert sorted(path.name for path in attempt.iterdir()) == ["checkpoint.tar", "log.txt"]
+
+
+def _leave_checkpoint(sweep: _Sweep, assignment: Assignment) -> Path:
+    path = sweep.storage / assignment.prefix / "attempt-1" / "checkpoint.tar"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_only_the_best_checkpoints_and_the_baselines_are_kept(make_sweep: Callable[..., _Sweep]) -> None:
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct(num_checkpoints_kept=2)
+    paths = []
+    for value in (0.1, 0.5, 0.3, 0.4, 0.4, 0.9):  # the first is the baseline's
+        trial = _next(conductor)
+        paths.append(_leave_checkpoint(sweep, trial))
+        _run(conductor, trial, value)
+        rows = sweep.store.trials(sweep.id).items
+        assert [path.exists() for path in paths] == [row.checkpoint is not None for row in rows]
+    assert [path.exists() for path in paths] == [True, True, False, False, False, True]
+    assert all(row.state is TrialState.COMPLETE for row in sweep.store.trials(sweep.id).items)
+
+
+def test_no_row_ever_names_a_checkpoint_that_is_gone(
+    make_sweep: Callable[..., _Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the deletion, the row's change or the process before both breaks off."""
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    paths = []
+    for value in (0.1, 0.5, 0.3):
+        trial = _next(conductor)
+        paths.append(_leave_checkpoint(sweep, trial))
+        _run(conductor, trial, value)
+
+    def named() -> list[bool]:
+        return [row.checkpoint is not None for row in sweep.store.trials(sweep.id).items]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "forget_checkpoints", _raise(OSError("the database is away")))
+        with pytest.raises(OSError, match="the database is away"):
+            sweep.conduct(num_checkpoints_kept=1)
+    assert named() == [path.exists() for path in paths] == [True, True, True]
+    with monkeypatch.context() as patch:
+        patch.setattr("care_sweep.storage.folder.Folder.delete", _raise(StorageError("the storage is away")))
+        sweep.conduct(num_checkpoints_kept=1)
+    assert named() == [True, True, False]
+    assert paths[2].exists(), "until a runner tidies up"
+
+
+def _raise(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_storage_that_is_away_does_not_keep_a_trial_from_ending(
+    make_sweep: Callable[..., _Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    monkeypatch.setattr("care_sweep.storage.folder.Folder.list", _raise(StorageError("the storage is away")))
+    trial = _next(conductor)
+    assert _run(conductor, trial, 0.5) == EPOCHS
+    assert sweep.store.trial(sweep.id, trial.number).state is TrialState.COMPLETE
 
 
 def test_a_cancelled_sweep_takes_no_more_writes(make_sweep: Callable[..., _Sweep]) -> None:

@@ -77,6 +77,7 @@ LEASE_WRITES: Mapping[str, Callable[[Lease], object]] = {
     ),
     "finish_trial": lambda lease: lease.finish_trial(0, TrialState.FAILED, reason="diverged", message="loss"),
     "interrupt_trial": lambda lease: lease.interrupt_trial(0, reason="worker lost"),
+    "forget_checkpoints": lambda lease: lease.forget_checkpoints([2]),
     "finish_sweep": lambda lease: lease.finish_sweep(SweepState.SUCCEEDED),
     "release": lambda lease: lease.release(),
 }

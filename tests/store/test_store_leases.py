@@ -63,6 +63,7 @@ TOLD = {
     "finish_trial": [("trial", 0, "FAILED")],
     "interrupt_trial": [("trial", 0, "WAITING")],
     "finish_sweep": [("trial", 0, "CANCELLED"), ("trial", 1, "CANCELLED"), ("sweep", None, "SUCCEEDED")],
+    "forget_checkpoints": [],
     "release": [("trial", 0, "WAITING")],
 }
 
