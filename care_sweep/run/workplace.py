@@ -4,13 +4,15 @@ Where the storage is a folder, an attempt works in its place there and nothing i
 object store, it works in scratch on its own node, and each epoch's files are uploaded before the report.
 """
 
+import fcntl
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from care_sweep.errors import StorageError
 from care_sweep.layout import LOG_NAME, attempt_prefix, discard_training_states, state_name
@@ -21,6 +23,7 @@ from care_sweep.storage.durable import make_folder_durably
 __all__ = ["Workplace", "workplace"]
 
 _LOG = logging.getLogger("care_sweep.trial")
+_LOCK_NAME = ".lock"
 _SECONDS_BETWEEN_LOGS = 5.0  # each upload is of the whole log
 
 
@@ -102,9 +105,8 @@ def workplace(
         make_folder_durably(directory)
         yield Workplace(storage, trial, attempt, directory)
         return
-    scratch_directory.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="attempt-", dir=scratch_directory, ignore_cleanup_errors=True) as scratch:
-        place = _Remote(storage, trial, attempt, Path(scratch))
+    with _scratch(scratch_directory) as scratch:
+        place = _Remote(storage, trial, attempt, scratch)
         try:
             yield place
         finally:
@@ -112,3 +114,23 @@ def workplace(
                 place.upload_log()
             except (StorageError, OSError) as error:
                 _LOG.warning("the log of %s could not be uploaded: %s", attempt, error)
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder for the length of a `with`. Those of killed processes, whose lock nobody holds, go first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / "lock").open("a") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)
+        for left in parent.glob("attempt-*"):
+            with suppress(OSError), (left / _LOCK_NAME).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        scratch = Path(mkdtemp(prefix="attempt-", dir=parent))
+        held = (scratch / _LOCK_NAME).open("a")
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield scratch
+    finally:
+        held.close()
+        shutil.rmtree(scratch, ignore_errors=True)

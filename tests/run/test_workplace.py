@@ -1,6 +1,8 @@
 """An attempt in a folder and beside an object store: durable before it reports, the same to the bit."""
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.run import worker
+from care_sweep.run.workplace import workplace
 from care_sweep.spec import Measurement, TrialConfig
 from care_sweep.storage import Storage, open_storage
 
@@ -124,7 +127,7 @@ def test_an_attempt_goes_on_elsewhere_to_the_bit(
     log = b"".join(driver.storage.read(f"{TRIAL}/attempt-2/log.txt")).decode()
     assert "goes on from" in log
     assert f"epoch {EPOCHS}" in log, "the whole log is there at the end"
-    assert not any((tmp_path / "scratch").glob("*/*")), "nothing stays in scratch"
+    assert not any((tmp_path / "scratch").glob("*/attempt-*")), "nothing stays in scratch"
 
 
 def test_an_object_store_that_does_not_answer_interrupts(
@@ -157,6 +160,33 @@ def test_an_object_store_that_goes_away_interrupts_before_anything_is_reported(
     driver.run(attempt=2, last_epoch=1)
     assert [measurement.epoch for measurement in driver.heard] == [1]
     assert "interruption" in driver.said[-1]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from care_sweep.run.workplace import workplace
+from care_sweep.storage import open_storage
+with workplace(open_storage(sys.argv[1]), "a", 1, Path(sys.argv[2])) as place:
+    (place.directory / "state-00001.pt").touch()
+    print(place.directory, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_scratch_of_a_killed_worker_goes_and_that_of_a_live_one_stays(bucket: str, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    command = [sys.executable, "-c", HOLDER, f"{bucket}/holders", str(scratch)]
+    holders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    places = [Path(holder.stdout.readline().strip()) for holder in holders if holder.stdout is not None]
+    holders[0].kill()
+    holders[0].communicate()
+    assert all(place.is_dir() for place in places)
+    with workplace(open_storage(f"{bucket}/holders"), "a", 2, scratch) as place:
+        assert set(scratch.glob("attempt-*")) == {places[1], place.directory}
+    assert set(scratch.glob("attempt-*")) == {places[1]}
+    holders[1].kill()
+    holders[1].communicate()
 
 
 def test_a_disk_that_is_full_interrupts(

@@ -23,7 +23,7 @@ from service.__main__ import listen
 
 
 def test_it_loads_neither_torch_nor_ray() -> None:
-    heavy = {"torch", "torchvision", "ray", "pyarrow", "pandas", "scipy", "sklearn"}
+    heavy = {"torch", "torchvision", "ray", "pyarrow", "pandas", "scipy", "sklearn", "obstore"}
     assert not top_modules("import service.__main__, service.app") & heavy
 
 
