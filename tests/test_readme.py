@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_readme_has_what_this_file_runs() -> None:
     assert [block.text for block in _MAKE] == ["make demo\n", "make test\n"]
     assert len(_SERVE) == 1
-    assert len(_OTHERS) == 4
+    assert len(_OTHERS) == 5
 
 
 def test_every_setting_is_in_the_readme() -> None:

@@ -46,6 +46,12 @@ class Budget(Document):
     max_seconds: float | None = Field(None, gt=0)
     max_gpu_hours: float | None = Field(None, gt=0)
 
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.max_seconds is None and self.max_gpu_hours is None:
+            raise PydanticCustomError("no_limit", "limits nothing; give max_seconds or max_gpu_hours")
+        return self
+
 
 class SweepSpec(Document):
     """One sweep; `num_trials` counts the baselines, without `max_concurrent_trials` the cluster is filled."""

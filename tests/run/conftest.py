@@ -1,12 +1,16 @@
-"""One real instance (service, runner, local Ray) for all tests that need Ray: it costs ten seconds."""
+"""One real instance (service, runner, local Ray) for all tests that need Ray, since it costs ten seconds; and
+sweeps to conduct without it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from conducting import Sweep, sweep_spec
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.client import Client
 from care_sweep.settings import Settings
+from care_sweep.store import Store, open_database
 from care_sweep.supervise import Instance, running
 
 
@@ -33,3 +37,10 @@ def client(instance: Instance) -> Iterator[Client]:
 def few_images(settings: Settings, instance: Instance) -> str:
     """A dataset of 270 train images: an epoch of a second."""
     return cut_few_images(settings.data_roots[0] / "few")
+
+
+@pytest.fixture
+def make_sweep(tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
+    engine = open_database(f"sqlite:///{tmp_path / 'test.db'}")
+    yield lambda **changes: Sweep(Store(engine), tmp_path, sweep_spec(**changes))
+    engine.dispose()

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from care_sweep.client import Client
 from care_sweep.errors import ServiceError
+from care_sweep.layout import sweep_prefix
 from care_sweep.spec import SweepState
 
 
@@ -154,11 +155,11 @@ def test_a_trial_is_stopped_by_its_number(http: TestClient, fabricate: Fabricato
 
 def test_a_deleted_sweep_leaves_nothing(http: TestClient, fabricate: Fabricator) -> None:
     sweep_id, other = fabricate.finished(), fabricate.finished()
-    folder = fabricate.directory(sweep_id, 0).parents[1]
-    assert folder.exists()
+    left = sweep_prefix(sweep_id)
+    assert list(fabricate.storage.list(left))
     deleted = http.delete(f"/v1/sweeps/{sweep_id}")
     assert (deleted.status_code, deleted.content) == (204, b"")
-    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert not list(fabricate.storage.list(left))
     _problem(http.get(f"/v1/sweeps/{sweep_id}"), 404)
     _problem(http.delete(f"/v1/sweeps/{sweep_id}"), 404)
     assert http.get(f"/v1/sweeps/{other}/checkpoints/best").status_code == 200

@@ -97,7 +97,7 @@ BAD_SWEEPS = {
     "no document": (None, "", "must be a mapping with keys of name, space"),
     "a list": ([], "", "must be a mapping with keys of name, space"),
     "infinite budget": (sweep(budget={"max_seconds": math.inf}), "/budget/max_seconds", "finite number"),
-    "no budget in the budget": (sweep(budget={}), "/budget/max_seconds", "is required"),
+    "no budget in the budget": (sweep(budget={}), "/budget", "give max_seconds or max_gpu_hours"),
     "0 trials": (sweep(num_trials=0), "/num_trials", "greater than or equal to 1"),
     "too many trials": (sweep(num_trials=10**9), "/num_trials", "less than or equal to 100000"),
     "trials beyond any number": (sweep(num_trials=10**400), "/num_trials", "less than or equal to 100000"),
