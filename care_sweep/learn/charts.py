@@ -96,7 +96,9 @@ def curves(
     points = [point for line in series.values() for point in line]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low = min([0.0, *ys]) if from_zero else min(ys)
-    plot = _Plot((min(xs), max(xs)), (low, max(ys)), x_label, " and ".join(series), x_names)
+    legend = 16 * len(series) + 6 if len(series) > 1 else 0  # pixels that no line reaches
+    high = max(ys) + (max(ys) - low) * legend / (_HEIGHT - _TOP - _BOTTOM - legend)
+    plot = _Plot((min(xs), max(xs)), (low, high), x_label, " and ".join(series), x_names)
     for number, (name, line) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         places = [(plot.right_of(x), plot.above(y)) for x, y in line]
