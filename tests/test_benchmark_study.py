@@ -58,7 +58,7 @@ def test_a_killed_study_goes_on_and_finds_what_an_undisturbed_one_does(tmp_path:
 def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     result = tmp_path / _RUN / "result.json"
     result.parent.mkdir()
-    result.write_text(json.dumps({"config": {}}))
+    result.write_text(json.dumps({"config": {}, "metrics": {}}))
     refused = _study(tmp_path)
     assert refused.returncode == 1
     assert "use another --directory" in refused.stderr
