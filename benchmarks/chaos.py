@@ -94,6 +94,8 @@ def _submissions(home: Path, chance: random.Random, num_kills: int) -> dict[str,
     lost = [name for name, sweep_id in answered.items() if (name, sweep_id) not in set(stored)]
     doubled = [name for name, count in by_name.items() if count > 1]
     broken = [f"lost: {name}" for name in lost] + [f"doubled: {name}" for name in doubled]
+    if len(answered) < num_kills:
+        broken.append(f"{len(answered)} sweeps were acknowledged: nothing was tried")
     return {
         "kills_of_the_service": num_kills,
         "acknowledged": len(answered),
@@ -108,13 +110,14 @@ def _post(url: str, poster: int, answered: dict[str, str], done: threading.Event
     number = 0
     with Client(url) as client:
         while not done.is_set():
-            name, began = f"poster {poster}, sweep {number}", time.monotonic()
+            name, began = f"poster-{poster}-sweep-{number}", time.monotonic()
             document = {"name": name, "space": "cifar10-mini", "num_trials": 1}
             try:
                 answered[name] = client.submit(document, idempotency_key=name)["id"]
                 number += 1
-            except ServiceError:
-                pass  # the service was down for longer than the client tries: again, with the same key
+            except ServiceError as error:
+                if error.status not in (None, 503):  # it was down for longer than the client tries
+                    raise
             time.sleep(max(0.0, 4 / _SUBMISSIONS_A_SECOND - (time.monotonic() - began)))
 
 
