@@ -147,7 +147,7 @@ class Runner:
             self._drivers.pop(driver.lease.sweep_id)
             return
         if status is None:
-            if _is_cancelled(sweep) or sweep.state.is_terminal:
+            if _is_cancelled(sweep):
                 self._cancel(driver)
             elif self._has_run_out(sweep, _HANG_SECONDS):
                 _LOG.warning("the driver of sweep %s hangs: it has not renewed its lease", sweep.id)
