@@ -32,11 +32,13 @@ class Base(nn.Module):
         contrast: what its loss is called in the metrics; None where there is no contrastive part.
         num_embedded: view groups that the trained model embeds for it.
         num_held: view groups that it embeds itself, without gradient. Both are 0 without a contrastive part.
+        settings: names of the attributes that its loss is computed with, numbers at first.
     """
 
     contrast: ContrastName | None
     num_embedded: int
     num_held: int
+    settings: tuple[str, ...] = ("temperature",)
 
     def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
         """The loss, a scalar.
@@ -49,6 +51,11 @@ class Base(nn.Module):
 
     def follow(self, model: CareModel) -> None:
         """Hear that the optimiser has moved the model."""
+
+    def settings_to_device(self, device: torch.device) -> None:
+        """Make scalars there of its settings: one compiled step then serves trials of other settings."""
+        for name in self.settings:
+            setattr(self, name, torch.tensor(getattr(self, name), device=device))
 
 
 def build_base(config: TrialConfig, model: CareModel) -> Base:
@@ -69,6 +76,7 @@ class NoContrast(Base):
     """L_equi alone: no view is drawn for a contrastive part."""
 
     contrast, num_embedded, num_held = None, 0, 0
+    settings = ()
 
     nothing: Tensor
 
@@ -85,9 +93,11 @@ class SimCLR(Base):
 
     num_embedded, num_held = 2, 0
 
+    temperature: float | Tensor
+
     def __init__(self, config: TrialConfig) -> None:
         super().__init__()
-        self._temperature = config.temperature
+        self.temperature = config.temperature
         if config.objective == "alignment":
             self.contrast, self._loss = "alignment", alignment
         elif config.objective == "uniformity":
@@ -97,20 +107,23 @@ class SimCLR(Base):
 
     def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
         z1_BD, z2_BD = map(normalize, outputs)
-        return self._loss(z1_BD, z2_BD, self._temperature)
+        return self._loss(z1_BD, z2_BD, self.temperature)
 
 
 class BarlowTwins(Base):
     """The cross-correlation of the two views' outputs, which are not brought to unit length for it."""
 
     contrast, num_embedded, num_held = "barlow_twins", 2, 0
+    settings = ("redundancy_weight",)
+
+    redundancy_weight: float | Tensor
 
     def __init__(self, config: TrialConfig) -> None:
         super().__init__()
-        self._redundancy_weight = config.redundancy_weight
+        self.redundancy_weight = config.redundancy_weight
 
     def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
-        return barlow_twins(outputs[0], outputs[1], self._redundancy_weight)
+        return barlow_twins(outputs[0], outputs[1], self.redundancy_weight)
 
 
 class MoCo(Base):
@@ -126,12 +139,13 @@ class MoCo(Base):
 
     contrast, num_embedded, num_held = "info_nce", 1, 1
 
+    temperature: float | Tensor
     queue: Tensor
     oldest: Tensor
 
     def __init__(self, config: TrialConfig, model: CareModel) -> None:
         super().__init__()
-        self._temperature = config.temperature
+        self.temperature = config.temperature
         self._average = get_ema_multi_avg_fn(config.key_encoder_momentum)  # type: ignore[no-untyped-call]
         self.key_model = copy.deepcopy(model).requires_grad_(False).train()
         random_KD = torch.randn(
@@ -143,8 +157,8 @@ class MoCo(Base):
 
     def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
         with torch.no_grad():
-            self._keys_BD = normalize(self.key_model.project(held_views))
-        return queue_info_nce(normalize(outputs[0]), self._keys_BD, self.queue, self._temperature)
+            self._keys_BD = normalize(self.key_model.outputs(held_views).float())
+        return queue_info_nce(normalize(outputs[0]), self._keys_BD, self.queue, self.temperature)
 
     @torch.no_grad()
     def follow(self, model: CareModel) -> None:

@@ -4,10 +4,12 @@ Validation is 10 % of train, stratified, seed 0, whatever the trial's own seed i
 final report only: nothing in training, evaluation or search reads it.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -47,6 +49,14 @@ class Dataset:
     fingerprint: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def on(self, device: torch.device) -> Self:
+        """With train and validation there, once for all trials of a process; the test split stays."""
+        train, validation = (
+            Labelled(split.images.to(device), split.labels.to(device))
+            for split in (self.train, self.validation)
+        )
+        return dataclasses.replace(self, train=train, validation=validation)
 
     @property
     def image_size(self) -> tuple[int, int]:

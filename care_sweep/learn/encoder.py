@@ -3,6 +3,8 @@
 Shape suffixes: N images, F features, D dimensions of the projected embedding.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -41,7 +43,33 @@ class _ByViewGroup(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is torch's)
         if not self.training or self.num_view_groups == 1:
             return super().forward(input)
+        if torch.compiler.is_compiling():
+            return self._all_groups_at_once(input)
         return torch.cat([super(_ByViewGroup, self).forward(g) for g in input.chunk(self.num_view_groups)])
+
+    def _all_groups_at_once(self, input: Tensor) -> Tensor:  # noqa: A002
+        """The same written out, in float32, for a compiler that makes few passes of it."""
+        num_groups = self.num_view_groups
+        groups = input.float().view(num_groups, -1, *input.shape[1:])
+        over = [1, *range(3, groups.ndim)]
+        variance, mean = torch.var_mean(groups, over, correction=0, keepdim=True)
+        self._follow(mean.detach().view(num_groups, -1), variance.detach().view(num_groups, -1), groups)
+        shape = (-1, *[1] * (groups.ndim - 3))
+        scale = self.weight.view(shape) * (variance + self.eps).rsqrt()
+        normalised: Tensor = (groups - mean) * scale + self.bias.view(shape)
+        return normalised.flatten(0, 1).to(input.dtype)
+
+    def _follow(self, mean_GC: Tensor, variance_GC: Tensor, groups: Tensor) -> None:
+        """Move the running statistics once a group, in order."""
+        num_values = groups[0].numel() // groups.shape[2]
+        assert self.running_mean is not None, "built with running statistics"
+        assert self.running_var is not None, "built with running statistics"
+        assert self.num_batches_tracked is not None, "built with running statistics"
+        assert self.momentum is not None, "built with a momentum"
+        for mean_C, variance_C in zip(mean_GC, variance_GC, strict=True):
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(variance_C * (num_values / (num_values - 1)), self.momentum)
+        self.num_batches_tracked.add_(len(mean_GC))
 
 
 class _ImageNorm(_ByViewGroup, nn.BatchNorm2d):
@@ -126,15 +154,25 @@ class CareModel(nn.Module):
         """As `forward`, before the rows are brought to unit length."""
         if len(images) % num_view_groups:
             raise ValueError(f"{len(images)} views are not {num_view_groups} groups of equal size")
+        with self.view_groups(num_view_groups):
+            return self.outputs(images)
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """The projector's outputs (N, D) of normalised images, in the view groups that are set."""
+        outputs: Tensor = self.projector(self.encoder(images))
+        return outputs
+
+    @contextmanager
+    def view_groups(self, number: int) -> Iterator[None]:
+        """In training, batch normalisation sees so many groups; whoever calls the encoder alone, one."""
         norms = [module for module in self.modules() if isinstance(module, _ByViewGroup)]
         try:
             for norm in norms:
-                norm.num_view_groups = num_view_groups
-            outputs: Tensor = self.projector(self.encoder(images))
-        finally:  # whoever calls the encoder alone gives it one group
+                norm.num_view_groups = number
+            yield
+        finally:
             for norm in norms:
                 norm.num_view_groups = 1
-        return outputs
 
 
 def build_encoder(name: EncoderName, stem: Stem = "cifar") -> tuple[nn.Module, int]:

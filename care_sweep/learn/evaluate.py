@@ -26,7 +26,7 @@ from care_sweep.learn.measures import (
     effective_rank,
     hue_following,
     knn_accuracy,
-    linear_probe,
+    linear_probes,
     mean_colour_hue,
     neighbor_change,
     probe_accuracy,
@@ -50,10 +50,10 @@ __all__ = [
     "evaluate_encoder",
     "evaluate_fully",
     "extract_features",
-    "fit_probe",
+    "fit_probes",
     "knn_accuracy",
     "knn_metrics",
-    "linear_probe",
+    "linear_probes",
     "measure_retrieval",
     "measure_structure",
     "probe_accuracy",
@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 _CHUNK = 512
+_GPU_CHUNK = 2048  # fewer leave a GPU waiting for its next kernel
 _NUM_MEASURED_AUGMENTATIONS = 20  # as published for the angle histogram and the Wahba error
 _NUM_PROBE_SEEDS = 3
 _HUE_SHIFTS = (-0.1, 0.1)  # the most that augmentations of strength 1 move the hue
@@ -83,15 +84,23 @@ class Features:
 # --- an encoder on a dataset --------------------------------------------------------------------------------
 
 
-def encode(model: CareModel, images: Tensor, data: Dataset, device: torch.device) -> Tensor:
-    """Features (N, F) of uint8 or [0, 1] images, in chunks, with BatchNorm's running statistics.
+def encode(
+    model: CareModel,
+    images: Tensor,
+    data: Dataset,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Features (N, F), float32, of uint8 or [0, 1] images, in chunks, with BatchNorm's running statistics.
 
-    Images may stay on the host: one chunk of them at a time is made float, on the device.
+    Images may stay on the host: one chunk of them at a time is made float, on the device. The encoder
+    computes in `precision`.
     """
-    with _frozen(model):
+    chunk_size = _GPU_CHUNK if device.type == "cuda" else _CHUNK
+    with _frozen(model), torch.autocast(device.type, precision, enabled=precision != torch.float32):
         found = [  # in one loop, so that only one chunk of pixels is alive as float
-            model.encoder(normalise(chunk.to(device), data.mean, data.std))
-            for chunk in torch.split(images, _CHUNK)
+            model.encoder(normalise(chunk.to(device), data.mean, data.std)).float()
+            for chunk in torch.split(images, chunk_size)
         ]
         return torch.cat(found)
 
@@ -102,12 +111,14 @@ def project(model: CareModel, features: Tensor) -> Tensor:
         return normalize(model.projector(features))
 
 
-def extract_features(model: CareModel, data: Dataset, device: torch.device) -> Features:
+def extract_features(
+    model: CareModel, data: Dataset, device: torch.device, precision: torch.dtype = torch.float32
+) -> Features:
     """Features of train and validation; the model's mode is as before afterwards."""
     return Features(
-        encode(model, data.train.images, data, device),
+        encode(model, data.train.images, data, device, precision),
         data.train.labels.to(device),
-        encode(model, data.validation.images, data, device),
+        encode(model, data.validation.images, data, device, precision),
         data.validation.labels.to(device),
     )
 
@@ -129,13 +140,13 @@ def evaluate_fully(
     *,
     device: torch.device,
     features: Features | None = None,
-    probe: nn.Linear | None = None,
+    probes: Sequence[nn.Linear] | None = None,
 ) -> Evaluation:
     """All measures of an encoder, on validation images, with BatchNorm frozen.
 
     The metrics are what `knn_metrics` has; `validation_probe_accuracy` of the probe of `config.seed`, and
     with `_mean` and `_spread` (sample standard deviation) over that and the next 2 seeds; what
-    `Structure.metrics`, `Retrieval.metrics` and `embedding_metrics` have. `features` and `probe` spare the
+    `Structure.metrics`, `Retrieval.metrics` and `embedding_metrics` have. `features` and `probes` spare the
     work where the caller has them of this very model.
 
     Raises:
@@ -146,7 +157,7 @@ def evaluate_fully(
     retrieval = measure_retrieval(model, data, device, features=features)
     metrics = {
         **knn_metrics(features, config),
-        **probe_metrics(features, data, config, probe),
+        **probe_metrics(features, fit_probes(features, data, config) if probes is None else probes),
         **structure.metrics(),
         **retrieval.metrics(),
         **embedding_metrics(model, features),
@@ -161,10 +172,10 @@ def evaluate_encoder(
     *,
     device: torch.device,
     features: Features | None = None,
-    probe: nn.Linear | None = None,
+    probes: Sequence[nn.Linear] | None = None,
 ) -> dict[str, float]:
     """The metrics of `evaluate_fully`, alone."""
-    found = evaluate_fully(model, data, config, device=device, features=features, probe=probe)
+    found = evaluate_fully(model, data, config, device=device, features=features, probes=probes)
     return found.metrics
 
 
@@ -212,26 +223,19 @@ def _fill_metrics(embeddings_ND: Tensor) -> dict[str, float]:
     }
 
 
-def fit_probe(
-    features: Features, data: Dataset, config: TrialConfig, *, seed: int | None = None
-) -> nn.Linear:
-    """The linear probe of `config`, trained on the train split's features; `seed` instead of the trial's."""
-    return linear_probe(
+def fit_probes(features: Features, data: Dataset, config: TrialConfig) -> list[nn.Linear]:
+    """The linear probes of the trial's seed and the next 2, trained on the train split's features."""
+    return linear_probes(
         features.train,
         features.train_labels,
         num_classes=len(data.class_names),
         num_epochs=config.probe_epochs,
-        seed=config.seed if seed is None else seed,
+        seeds=range(config.seed, config.seed + _NUM_PROBE_SEEDS),
     )
 
 
-def probe_metrics(
-    features: Features, data: Dataset, config: TrialConfig, probe: nn.Linear | None = None
-) -> dict[str, float]:
-    """The accuracy of the probe of `config.seed`, and mean and spread over it and the next seeds' probes."""
-    seeds = range(config.seed + 1, config.seed + _NUM_PROBE_SEEDS)
-    first = fit_probe(features, data, config) if probe is None else probe
-    probes = [first, *(fit_probe(features, data, config, seed=seed) for seed in seeds)]
+def probe_metrics(features: Features, probes: Sequence[nn.Linear]) -> dict[str, float]:
+    """The accuracy of the first probe, and mean and spread over all."""
     accuracies = [probe_accuracy(one, features.validation, features.validation_labels) for one in probes]
     return {
         "validation_probe_accuracy": accuracies[0],

@@ -1,7 +1,7 @@
 """What does one number say of features or embeddings? Pure functions on tensors, for `evaluate` and studies.
 
-Shape suffixes: N images (M of them in a chunk), Q queries, F features, K neighbours, C classes,
-D dimensions of the projected embedding.
+Shape suffixes: N images (M of them in a chunk), Q queries, F features, K neighbours, C classes, P probes,
+B images of a batch, D dimensions of the projected embedding.
 
 f and f_a are projected unit embeddings of images and of the same images augmented, one image a row. What
 compares or counts embeddings is computed in float64, on their device. Every measure refuses an input that is
@@ -10,6 +10,7 @@ Source: Gupta et al., ICLR 2024, arXiv 2306.13924, Sections 4, 5.2 and 5.3.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ __all__ = [
     "effective_rank",
     "hue_following",
     "knn_accuracy",
-    "linear_probe",
+    "linear_probes",
     "mean_colour_hue",
     "neighbor_change",
     "probe_accuracy",
@@ -84,15 +85,18 @@ def knn_accuracy(
     return int(num_right) / len(queries)
 
 
-def linear_probe(
-    features: Tensor, labels: Tensor, *, num_classes: int, num_epochs: int, seed: int
-) -> nn.Linear:
-    """A linear classifier on frozen features: Adam 1e-3, weight decay 1e-6, batches of 512 (method.md).
+def linear_probes(
+    features: Tensor, labels: Tensor, *, num_classes: int, num_epochs: int, seeds: Sequence[int]
+) -> list[nn.Linear]:
+    """Linear classifiers on frozen features, one a seed: Adam 1e-3, weight decay 1e-6, batches of 512
+    (method.md).
 
-    The last batch of an epoch may be smaller. Weights start at 0, so the seed moves only the order of images.
+    The last batch of an epoch may be smaller. Weights start at 0, so a seed moves only the order of images.
     Two things differ from the published probe: that one sees train images augmented anew each epoch, ours the
     features of clean images, computed once; and its layer starts at torch's random weights. The objective is
     convex, so that both starts lead to one end, and the spread over seeds is that of the order alone.
+
+    All are trained at once, as one batched product: each as if it were alone.
 
     Args:
         features, labels: (N, F) and class numbers (N) below `num_classes`.
@@ -104,20 +108,30 @@ def linear_probe(
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"class numbers must be below num_classes {num_classes}, they are {low} to {high}")
-    probe = nn.Linear(features.shape[1], num_classes, device=features.device, dtype=features.dtype)
-    nn.init.zeros_(probe.weight)
-    nn.init.zeros_(probe.bias)
+    weight_PFC = features.new_zeros(len(seeds), features.shape[1], num_classes).requires_grad_()
+    bias_P1C = features.new_zeros(len(seeds), 1, num_classes).requires_grad_()
     optimizer = torch.optim.Adam(
-        probe.parameters(), lr=_PROBE_LEARNING_RATE, weight_decay=_PROBE_WEIGHT_DECAY, fused=True
+        [weight_PFC, bias_P1C], lr=_PROBE_LEARNING_RATE, weight_decay=_PROBE_WEIGHT_DECAY, fused=True
     )
-    source = generator(seed, "probe")
+    sources = [generator(seed, "probe") for seed in seeds]
     with torch.enable_grad():
         for _ in range(num_epochs):
-            order = torch.randperm(len(features), generator=source).to(features.device)
-            for rows in torch.split(order, _PROBE_BATCH_SIZE):
+            orders = [torch.randperm(len(features), generator=source) for source in sources]
+            order_PN = torch.stack(orders).to(features.device)
+            for rows_PB in torch.split(order_PN, _PROBE_BATCH_SIZE, 1):
+                scores_PBC = torch.baddbmm(bias_P1C, features[rows_PB], weight_PFC)
+                loss = cross_entropy(scores_PBC.flatten(0, 1), labels[rows_PB].flatten(), reduction="sum")
                 optimizer.zero_grad()
-                cross_entropy(probe(features[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
+                (loss / rows_PB.shape[1]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+    return [_linear(weight.T, bias[0]) for weight, bias in zip(weight_PFC, bias_P1C, strict=True)]
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    probe = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        probe.weight.copy_(weight)
+        probe.bias.copy_(bias)
     return probe.requires_grad_(False)
 
 

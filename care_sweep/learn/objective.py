@@ -13,6 +13,7 @@ Learning", ICLR 2024, arXiv 2306.13924, Sections 3 and 5.2, Algorithm 1.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -31,10 +32,12 @@ __all__ = [
 _LEAST_TEMPERATURE = 1e-30  # sums of similarities divided by it are still finite in float32
 _BATCH_NORM_EPSILON = 1e-5  # torch's default, which Barlow Twins' published code has
 
+_Maker = Callable[[int, torch.device], Tensor]
+
 # --- two views of each image --------------------------------------------------------------------------------
 
 
-def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+def info_nce(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """The InfoNCE loss of SimCLR over 2B views, a scalar.
 
     Each view is classified among the 2B - 1 others; its positive is the other view of the same image, which
@@ -44,12 +47,13 @@ def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
     Args:
         z1, z2: (B, D), unit rows; row i of both comes from image i.
-        temperature: tau, above 0.
+        temperature: tau, above 0; as a tensor (a scalar on the device) it is not looked at, which would make
+            the device wait.
 
     Raises:
         ValueError: the shapes differ, are not (B, D) with B >= 2 and D >= 1, or the temperature is not above
             0 (1e-30 or more, so that its quotients are float32's) and finite.
-        TypeError: the temperature is not a number.
+        TypeError: the temperature is neither a number nor a tensor.
     """
     _check_pair(z1, z2)
     _check_temperature(temperature)
@@ -59,7 +63,7 @@ def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     return cross_entropy(logits_VV, _positive(len(z1), z_VD.device))
 
 
-def alignment(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+def alignment(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """The term of InfoNCE that pulls the two views of an image together, a scalar: L_inv (Section 5.2).
 
         -mean log exp(z.z+/tau)
@@ -73,7 +77,7 @@ def alignment(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     return -(_at_least_single(z1) * _at_least_single(z2)).sum(1).mean() / temperature
 
 
-def uniformity(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+def uniformity(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """The term of InfoNCE that drives the views of different images apart, a scalar: L_unif (Section 5.2).
 
         mean log sum_negatives exp(z.z-/tau)
@@ -90,7 +94,7 @@ def uniformity(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     return (_product(z_VD, z_VD.T) / temperature).masked_fill(own_image_VV, float("-inf")).logsumexp(1).mean()
 
 
-def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
     """The InfoNCE loss of MoCo, a scalar: each query finds its key among the keys of other images.
 
         -mean log( exp(q.k+/tau) / (exp(q.k+/tau) + sum_queue exp(q.k-/tau)) )
@@ -123,7 +127,7 @@ def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
     return (logits_BN.logsumexp(1) - logits_BN[:, 0]).mean()
 
 
-def barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float) -> Tensor:
+def barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float | Tensor) -> Tensor:
     """The loss of Barlow Twins, a scalar: the two views' cross-correlation should be the identity.
 
         sum_i (1 - C_ii)^2 + redundancy_weight * sum_i sum_{j != i} C_ij^2
@@ -137,16 +141,14 @@ def barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float) -> Tensor:
 
     Args:
         y1, y2: (B, D), projector outputs; row i of both comes from image i.
-        redundancy_weight: the weight of what is off the diagonal, 0 or more.
+        redundancy_weight: the weight of what is off the diagonal, 0 or more; a tensor as in `info_nce`.
 
     Raises:
         ValueError: the shapes differ, are not (B, D) with B >= 2 and D >= 1, or the weight is below 0.
-        TypeError: the weight is not a number.
+        TypeError: the weight is neither a number nor a tensor.
     """
     _check_pair(y1, y2)
-    _check_number("redundancy_weight", redundancy_weight)
-    if not 0 <= redundancy_weight < math.inf:
-        raise ValueError(f"redundancy_weight must be 0 or more, it is {redundancy_weight}")
+    _check_redundancy_weight(redundancy_weight)
     correlation_DD = _product(_standardised(y1).T, _standardised(y2)) / len(y1)
     itself_DD = _itself(len(correlation_DD), y1.device)
     agreement = (1 - correlation_DD.diagonal()).square().sum()
@@ -208,25 +210,35 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 # --- masks, made once ---------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4)
+def _made_once(make: _Maker) -> _Maker:
+    """Keeps what was made last; compiled code makes it in passing instead."""
+    kept = lru_cache(maxsize=4)(make)
+
+    def made(size: int, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():
+            return make(size, device)
+        with torch.inference_mode(False):  # a tensor born in inference mode could never serve training
+            return kept(size, device)
+
+    return made
+
+
+@_made_once
 def _itself(size: int, device: torch.device) -> Tensor:
     """(size, size), true on the diagonal."""
-    with torch.inference_mode(False):  # a tensor born in inference mode could never serve training
-        return torch.eye(size, dtype=torch.bool, device=device)
+    return torch.eye(size, dtype=torch.bool, device=device)
 
 
-@lru_cache(maxsize=2)
+@_made_once
 def _own_image(num_images: int, device: torch.device) -> Tensor:
     """(V, V), true where both views are of one image."""
-    with torch.inference_mode(False):
-        return torch.eye(num_images, dtype=torch.bool, device=device).repeat(2, 2)
+    return torch.eye(num_images, dtype=torch.bool, device=device).repeat(2, 2)
 
 
-@lru_cache(maxsize=2)
+@_made_once
 def _positive(num_images: int, device: torch.device) -> Tensor:
     """(V), the row of each view's positive."""
-    with torch.inference_mode(False):
-        return torch.arange(2 * num_images, device=device).roll(num_images)
+    return torch.arange(2 * num_images, device=device).roll(num_images)
 
 
 # --- checks -------------------------------------------------------------------------------------------------
@@ -242,12 +254,22 @@ def _check_pair(z1: Tensor, z2: Tensor) -> None:
         raise ValueError(f"embeddings must be floating point, they are {z1.dtype} and {z2.dtype}")
 
 
-def _check_temperature(temperature: float) -> None:
+def _check_temperature(temperature: float | Tensor) -> None:
+    if isinstance(temperature, Tensor):
+        return
     _check_number("temperature", temperature)
     if not _LEAST_TEMPERATURE <= temperature < math.inf:
         raise ValueError(
             f"temperature must be above 0 ({_LEAST_TEMPERATURE:g} or more) and finite, it is {temperature}"
         )
+
+
+def _check_redundancy_weight(redundancy_weight: float | Tensor) -> None:
+    if isinstance(redundancy_weight, Tensor):
+        return
+    _check_number("redundancy_weight", redundancy_weight)
+    if not 0 <= redundancy_weight < math.inf:
+        raise ValueError(f"redundancy_weight must be 0 or more, it is {redundancy_weight}")
 
 
 def _check_number(name: str, value: object) -> None:

@@ -10,18 +10,18 @@ encoder and queue) and the number of epochs done.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from care_sweep.documents import parse
 from care_sweep.errors import CheckpointError, DatasetError, TrialCollapsed, TrialDiverged
 from care_sweep.learn import checkpoint
 from care_sweep.learn.bases import build_base
+from care_sweep.learn.captured import CapturedSteps, EpochDraws
 from care_sweep.learn.collapse import sign_of_collapse
 from care_sweep.learn.data import Dataset
 from care_sweep.learn.encoder import CareModel, build_model
@@ -31,18 +31,18 @@ from care_sweep.learn.evaluate import (
     embedding_metrics_of_batches,
     evaluate_encoder,
     extract_features,
-    fit_probe,
+    fit_probes,
     knn_metrics,
 )
 from care_sweep.learn.measures import NotFiniteError
-from care_sweep.learn.objective import orthogonal_equivariance
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.state import check_optimizer, check_tensors, opened, sealed
+from care_sweep.learn.step import StepLosses, divergence, precision_of, step_losses
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
 from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
 from care_sweep.storage.durable import write_durably
 
-__all__ = ["train", "untrained"]
+__all__ = ["default_device", "train", "untrained"]
 
 _SGD_MOMENTUM = 0.9
 _STEPS_TO_SETTLE = 100
@@ -89,14 +89,17 @@ def train(
         DatasetError: there are fewer train images than `batch_size`.
         CheckpointError: the state is damaged, or of another configuration or other images.
     """
-    trial = _Trial(config, data, _default_device() if device is None else device)
+    device = default_device() if device is None else device
+    data = data.on(device)
+    trial = _Trial(config, data, device)
     directory.mkdir(parents=True, exist_ok=True)
     losses = trial.restore(resume_from) if resume_from is not None else {}
     while True:
         started = time.perf_counter()
         if trial.num_epochs_done < config.epochs:
             losses = trial.train_epoch()
-        epoch, features = trial.num_epochs_done, extract_features(trial.model, data, trial.device)
+        epoch = trial.num_epochs_done
+        features = extract_features(trial.model, data, trial.device, trial.measuring_precision)
         metrics, reference = {**losses, **_measure(trial, features)}, None
         if (sign := _sign_of_collapse(trial, metrics)) is not None:
             seconds = time.perf_counter() - started
@@ -115,12 +118,13 @@ def train(
 
 def untrained(config: TrialConfig, data: Dataset, *, device: torch.device | None = None) -> dict[str, float]:
     """The measures of `evaluate_encoder` for the encoder that `config` would start from."""
-    device = _default_device() if device is None else device
+    device = default_device() if device is None else device
     model = build_model(config.encoder, config.seed, config.stem).to(device)
     return evaluate_encoder(model, data, config, device=device)
 
 
-def _default_device() -> torch.device:
+def default_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -156,9 +160,11 @@ def _deliver(
 ) -> tuple[dict[str, float], CheckpointReference]:
     """The metrics of the last epoch, and the checkpoint."""
     config, data, device = trial.config, trial.data, trial.device
-    probe = fit_probe(features, data, config)
+    probes = fit_probes(features, data, config)
     try:
-        measures = evaluate_encoder(trial.model, data, config, device=device, features=features, probe=probe)
+        measures = evaluate_encoder(
+            trial.model, data, config, device=device, features=features, probes=probes
+        )
     except NotFiniteError as error:
         raise TrialDiverged(
             f"not finite after the last epoch: {error}; a lower learning_rate may help"
@@ -168,21 +174,9 @@ def _deliver(
         raise TrialDiverged(f"not finite after the last epoch: {metrics}; a lower learning_rate may help")
     path = directory / checkpoint.CHECKPOINT_NAME
     reference = checkpoint.save(
-        path, model=trial.model, probe=probe, config=config, metrics=metrics, data=data
+        path, model=trial.model, probe=probes[0], config=config, metrics=metrics, data=data
     )
     return metrics, reference
-
-
-@dataclass(frozen=True)
-class _Losses:
-    """The parts of one step's loss, on the device."""
-
-    loss: Tensor
-    contrast: Tensor
-    equivariance: Tensor
-
-    def stacked(self) -> Tensor:
-        return torch.stack([self.loss, self.contrast, self.equivariance]).detach()
 
 
 class _Trial:
@@ -197,10 +191,43 @@ class _Trial:
                 f"{config.batch_size}: use a smaller batch_size or more images"
             )
         self.images = data.train.images.to(device)
+        self.precision = precision_of(config, device)
         self.model = build_model(config.encoder, config.seed, config.stem).to(device)
         self.base = build_base(config, self.model)
-        self.optimizer = _build_optimizer(self.model, config)
+        is_compiled = config.compile == "always" or (config.compile == "auto" and device.type == "cuda")
+        self.optimizer = _build_optimizer(self.model, config, is_on_device=is_compiled)
+        num_groups = self.base.num_embedded + (2 if config.equivariance_weight else 0)
+        weight = (
+            torch.tensor(config.equivariance_weight, device=device) if config.equivariance_weight else None
+        )
+        self._num_batches = num_groups if config.batch_norm == "per_view" else 1
+        self._options: dict[str, Any] = {
+            "num_groups": num_groups,
+            "equivariance_weight": weight if config.equivariance_weight else None,
+            "num_splits": config.num_splits,
+            "precision": self.precision,
+        }
+        self._captured = self._capture() if is_compiled else None
+        self._drawn: tuple[int, EpochDraws] | None = None
         self.num_epochs_done = 0
+
+    def _capture(self) -> CapturedSteps:
+        return CapturedSteps(
+            model=self.model,
+            base=self.base,
+            optimizer=self.optimizer,
+            images=self.images,
+            mean=self.data.mean,
+            std=self.data.std,
+            batch_size=self.config.batch_size,
+            num_batches=self._num_batches,
+            options=self._options,
+        )
+
+    @property
+    def measuring_precision(self) -> torch.dtype:
+        """What features are computed in: the last epoch's, which rank trials, in float32."""
+        return self.precision if self.num_epochs_done < self.config.epochs else torch.float32
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the train images; the mean losses of its steps.
@@ -208,19 +235,31 @@ class _Trial:
         Raises:
             TrialDiverged: a loss or gradient is not finite.
         """
-        config, epoch = self.config, self.num_epochs_done + 1
-        order = torch.randperm(len(self.images), generator=generator(config.seed, "permutation", epoch))
-        view_groups = self._draw_views(epoch)
-        total = torch.zeros(3, device=self.device)
+        epoch = self.num_epochs_done + 1
+        draws = self._draws(epoch)
         self.model.train()
-        for step in range(self.num_steps):
-            batch = slice(step * config.batch_size, (step + 1) * config.batch_size)
-            images = self.images[order[batch].to(self.device, non_blocking=True)]
-            total += self._step(images, [group[batch] for group in view_groups], step)
+        if self._captured is None:
+            means = self._take_steps(draws)
+        else:
+            self._captured.begin_epoch(draws)
+            if epoch < self.config.epochs:  # while the device is at it
+                self._drawn = epoch + 1, self._draws(epoch + 1)
+            means = self._captured.end_epoch(self._where(epoch, "{step}"))
         self.num_epochs_done = epoch
-        loss, contrast, equivariance = (total / self.num_steps).tolist()
+        loss, contrast, equivariance = means
         named = {} if self.base.contrast is None else {f"train_{self.base.contrast}": contrast}
         return {"train_loss": loss, **named, "train_equivariance": equivariance}
+
+    def _where(self, epoch: int, step: int | str) -> str:
+        return f"epoch {epoch}, step {step} of {self.num_steps}"
+
+    def _draws(self, epoch: int) -> EpochDraws:
+        if self._drawn is not None and self._drawn[0] == epoch:
+            return self._drawn[1]
+        order = torch.randperm(len(self.images), generator=generator(self.config.seed, "permutation", epoch))
+        first = (epoch - 1) * self.num_steps
+        rates = [_learning_rate(self.config, first + step, self.num_steps) for step in range(self.num_steps)]
+        return EpochDraws(order, self._draw_views(epoch), rates)
 
     def _draw_views(self, epoch: int) -> list[ViewParameters]:
         """The epoch's augmentations, a group of views each: those the model embeds, then those the base does.
@@ -240,48 +279,37 @@ class _Trial:
         shared = [draw_shared_views(num_images, num_shared, size, strength, source, scale) for _ in range(2)]
         return [*own[:num_embedded], *shared, *own[num_embedded:]]
 
-    def _step(self, images: Tensor, view_groups: list[ViewParameters], step: int) -> Tensor:
+    def _take_steps(self, draws: EpochDraws) -> list[float]:
+        """The steps of an epoch one by one; the means of their losses."""
+        total = torch.zeros(3, device=self.device)
+        for step, rate in enumerate(draws.rates):
+            batch = slice(step * self.config.batch_size, (step + 1) * self.config.batch_size)
+            images = self.images[draws.order[batch].to(self.device, non_blocking=True)]
+            total += self._step(images, [group[batch] for group in draws.views], step, rate)
+        means: list[float] = (total / self.num_steps).tolist()
+        return means
+
+    def _step(self, images: Tensor, view_groups: list[ViewParameters], step: int, rate: float) -> Tensor:
         """One step of the optimiser; its losses (total, contrast, equivariance), still on the device."""
         views = torch.cat([apply_views(images, parameters) for parameters in view_groups])
         views = normalise(views, self.data.mean, self.data.std)
-        num_groups = len(view_groups) - self.base.num_held
-        embedded, held = views.tensor_split([num_groups * len(images)])
-        num_batches = num_groups if self.config.batch_norm == "per_view" else 1
-        outputs_VBD = self.model.project(embedded, num_batches).chunk(num_groups)
-        losses = self._objective(outputs_VBD, held)
+        with self.model.view_groups(self._num_batches):
+            losses = step_losses(self.model, self.base, views, **self._options)
         self.optimizer.zero_grad()
         losses.loss.backward()  # type: ignore[no-untyped-call]
         self._refuse_divergence(losses, step)
-        self._set_learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         self.base.follow(self.model)
         return losses.stacked()
 
-    def _objective(self, outputs_VBD: Sequence[Tensor], held_views: Tensor) -> _Losses:
-        own_BD, shared_BD = outputs_VBD[: self.base.num_embedded], outputs_VBD[self.base.num_embedded :]
-        contrast = self.base(own_BD, held_views)
-        if self.config.equivariance_weight == 0:
-            return _Losses(contrast, contrast, torch.zeros_like(contrast))
-        z1_BD, z2_BD = map(normalize, shared_BD)
-        equivariance = orthogonal_equivariance(z1_BD, z2_BD, self.config.num_splits)
-        return _Losses(contrast + self.config.equivariance_weight * equivariance, contrast, equivariance)
-
-    def _refuse_divergence(self, losses: _Losses, step: int) -> None:
+    def _refuse_divergence(self, losses: StepLosses, step: int) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(losses.loss + norm):
-            loss, contrast, equivariance = losses.stacked().tolist()
-            raise TrialDiverged(
-                f"not finite in epoch {self.num_epochs_done + 1}, step {step + 1} of {self.num_steps}: "
-                f"loss {loss:g}, {self.base.contrast or 'no contrast'} {contrast:g}, "
-                f"equivariance {equivariance:g}, "
-                f"gradient norm {norm.item():g}; a lower learning_rate or a higher temperature may help"
-            )
-
-    def _set_learning_rate(self, step: int) -> None:
-        rate = _learning_rate(self.config, self.num_epochs_done * self.num_steps + step, self.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            where = self._where(self.num_epochs_done + 1, step + 1)
+            raise divergence(where, self.base.contrast, [*losses.stacked().tolist(), norm.item()])
 
     # --- the state ------------------------------------------------------------------------------------------
 
@@ -318,7 +346,7 @@ class _Trial:
             check_tensors(self.model.state_dict(), state["model"])
             check_tensors(self.base.state_dict(), state["base"])
             check_optimizer(self.optimizer, state["optimizer"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._load_optimizer(state["optimizer"])
             self.base.load_state_dict(state["base"])
             self.model.load_state_dict(state["model"])
         except CheckpointError:
@@ -330,15 +358,31 @@ class _Trial:
         self.num_epochs_done = num_epochs_done
         return losses
 
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """The moments alone; where learning rates lie depends on the device, not on who wrote the state."""
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(options)
 
-def _build_optimizer(model: CareModel, config: TrialConfig) -> torch.optim.Optimizer:
+
+def _build_optimizer(
+    model: CareModel, config: TrialConfig, *, is_on_device: bool = False
+) -> torch.optim.Optimizer:
+    """Fused; on the device, its learning rate is a tensor there, and a graph may be captured of its step."""
+    device = next(model.parameters()).device
+    rate = torch.tensor(config.learning_rate, device=device) if is_on_device else config.learning_rate
     if config.optimizer == "adam":
         return torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            model.parameters(),
+            lr=rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=is_on_device and device.type == "cuda",
         )
     return torch.optim.SGD(
         model.parameters(),
-        lr=config.learning_rate,
+        lr=rate,
         momentum=_SGD_MOMENTUM,
         weight_decay=config.weight_decay,
         fused=True,

@@ -21,13 +21,20 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "BRIGHTNESS",
+    "CONTRAST",
+    "HUE",
+    "SATURATION",
     "Strength",
     "ViewParameters",
     "apply_views",
+    "blurred",
     "draw_shared_views",
     "draw_views",
+    "gray",
     "hue_change",
     "normalise",
+    "resize_matrix",
     "unit",
 ]
 
@@ -35,7 +42,9 @@ _RATIO = (3 / 4, 4 / 3)
 _LEAST_CROP_SCALE = 0.08  # as published for 32 px, and torchvision's own
 _NUM_TRIES = 10  # torchvision's RandomResizedCrop
 _GRAY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""What colour jitter does, in the numbering of `ViewParameters.order` and `factors`."""
 
 
 @dataclass(frozen=True)
@@ -255,8 +264,8 @@ def apply_views(images: Tensor, parameters: ViewParameters) -> Tensor:
         )
     views = _crop_and_flip(unit(images), parameters)
     _jitter(views, parameters)
-    _change(views, parameters.grayscale, lambda chosen, _: _gray(chosen).expand_as(chosen))
-    _change(views, parameters.blur, _blur, parameters.sigma)
+    _change(views, parameters.grayscale, lambda chosen, _: gray(chosen).expand_as(chosen))
+    _change(views, parameters.blur, blurred, parameters.sigma)
     return views
 
 
@@ -289,18 +298,22 @@ def _change(
 def _crop_and_flip(images_N3hw: Tensor, parameters: ViewParameters) -> Tensor:
     """Crop, resize to the images' own size as torchvision's antialiased bilinear resize, flip."""
     rows, columns = images_N3hw.shape[-2:]
-    vertical_NHh = _resize_matrix(parameters.top, parameters.height, rows).to(images_N3hw, non_blocking=True)
-    matrix_NWw = _resize_matrix(parameters.left, parameters.width, columns)
+    vertical_NHh = resize_matrix(parameters.top, parameters.height, rows).to(images_N3hw, non_blocking=True)
+    matrix_NWw = resize_matrix(parameters.left, parameters.width, columns)
     matrix_NWw = torch.where(parameters.flip.view(-1, 1, 1), matrix_NWw.flip(1), matrix_NWw)
     horizontal_NwW = matrix_NWw.mT.to(images_N3hw, non_blocking=True)
     wide_N3hW = torch.bmm(images_N3hw.flatten(1, 2), horizontal_NwW).view(-1, 3, rows, columns)
     return torch.matmul(vertical_NHh.unsqueeze(1), wide_N3hW)
 
 
-def _resize_matrix(start_N: Tensor, length_N: Tensor, size: int) -> Tensor:
-    """The weights (N, size, size) of source pixels in target pixels: a triangle as wide as a target pixel,
-    not narrower than a source pixel, cut off at the crop's edge and scaled to sum 1."""
-    pixel = torch.arange(size, dtype=torch.float32)
+def resize_matrix(start_N: Tensor, length_N: Tensor, size: int) -> Tensor:
+    """The weights (N, size, size) of source pixels in the target pixels of a crop: torchvision's antialiased
+    bilinear resize of `length` pixels from `start` on to `size` pixels, along one axis.
+
+    They are a triangle as wide as a target pixel, not narrower than a source pixel, cut off at the crop's
+    edge and scaled to sum 1.
+    """
+    pixel = torch.arange(size, dtype=torch.float32, device=start_N.device)
     scale_N11 = (length_N / size).view(-1, 1, 1)
     source_N1p = pixel - start_N.view(-1, 1, 1)
     centre_Np1 = (pixel.view(-1, 1) + 0.5) * scale_N11
@@ -311,14 +324,20 @@ def _resize_matrix(start_N: Tensor, length_N: Tensor, size: int) -> Tensor:
 
 
 def _jitter(views: Tensor, parameters: ViewParameters) -> None:
-    operations = {_BRIGHTNESS: _brighten, _CONTRAST: _contrast, _SATURATION: _saturate, _HUE: _shift_hue}
+    operations = {
+        BRIGHTNESS: _brighten,
+        CONTRAST: _contrast,
+        SATURATION: _saturate,
+        HUE: _shift_hue,
+    }
     for place in range(len(operations)):
         for number, operation in operations.items():
             chosen = parameters.jitter & (parameters.order[:, place] == number)
             _change(views, chosen, operation, parameters.factors[:, number])
 
 
-def _gray(views: Tensor) -> Tensor:
+def gray(views: Tensor) -> Tensor:
+    """Luminance (N, 1, H, W), as torchvision's rgb_to_grayscale."""
     red, green, blue = views.unsqueeze(2).unbind(1)
     return (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
 
@@ -328,13 +347,13 @@ def _brighten(views: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(views: Tensor, factor: Tensor) -> Tensor:
-    mean = _gray(views).mean((2, 3), keepdim=True)
+    mean = gray(views).mean((2, 3), keepdim=True)
     return views.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
 
 
 def _saturate(views: Tensor, factor: Tensor) -> Tensor:
-    gray = _gray(views)
-    return views.mul_(factor).add_(gray.mul_(1 - factor)).clamp_(0, 1)
+    grays = gray(views)
+    return views.mul_(factor).add_(grays.mul_(1 - factor)).clamp_(0, 1)
 
 
 def _shift_hue(views: Tensor, shift: Tensor) -> Tensor:
@@ -357,8 +376,8 @@ def _shift_hue(views: Tensor, shift: Tensor) -> Tensor:
     return views.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(least.unsqueeze(1))
 
 
-def _blur(views: Tensor, sigma: Tensor) -> Tensor:
-    """A 3x3 Gaussian with reflected edges, as one pass down and one across."""
+def blurred(views: Tensor, sigma: Tensor) -> Tensor:
+    """A 3x3 Gaussian of `sigma` (N, 1, 1, 1) pixels with reflected edges, as one pass down and one across."""
     side = torch.exp(-0.5 / sigma.square())
     middle, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
     for axis in (2, 3):

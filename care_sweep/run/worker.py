@@ -89,10 +89,13 @@ def _train(order: Mapping[str, Any], place: Workplace) -> None:
 def _dataset(
     name: str, resize: int | None, download_directory: Path, data_roots: tuple[str, ...]
 ) -> "Dataset":
+    """On the device, so that the trials of a process share it there too."""
     from care_sweep.learn.data import load_dataset  # noqa: PLC0415
+    from care_sweep.learn.train import default_device  # noqa: PLC0415
 
     roots = [Path(root) for root in data_roots]
-    return load_dataset(name, download_directory=download_directory, roots=roots, resize=resize)
+    data = load_dataset(name, download_directory=download_directory, roots=roots, resize=resize)
+    return data.on(default_device())
 
 
 def _reporter(order: Mapping[str, Any], place: Workplace) -> Any:

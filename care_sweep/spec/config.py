@@ -70,6 +70,15 @@ class TrialConfig(Document):
         200, ge=1, le=1_000_000, description="k of the weighted kNN (capped at the size of train)"
     )
     probe_epochs: int = Field(100, ge=1, le=10_000, description="epochs of the linear probe")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="what convolutions and matrix products of training compute in; weights, statistics and "
+        "losses are float32. auto: bfloat16 on a GPU that has it, float32 on a CPU",
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="whether steps are compiled, and on a GPU captured as one graph. auto: on a GPU",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

@@ -22,10 +22,10 @@ from care_sweep.learn.evaluate import (
     encode,
     evaluate_encoder,
     extract_features,
-    fit_probe,
+    fit_probes,
     knn_accuracy,
     knn_metrics,
-    linear_probe,
+    linear_probes,
     measure_retrieval,
     measure_structure,
     probe_accuracy,
@@ -103,9 +103,17 @@ def test_gamma_is_the_mean_over_twenty_augmentations_of_full_strength(
 def test_probe_mean_and_spread_are_over_three_seeds(tiny: Dataset, config: TrialConfig) -> None:
     model = build_model("resnet_tiny", 0)
     features = extract_features(model, tiny, CPU)
-    probes = [fit_probe(features, tiny, config, seed=seed) for seed in (4, 5, 6)]
+    config = config.model_copy(update={"seed": 4})
+    probes = fit_probes(features, tiny, config)
+    alone = [
+        linear_probes(features.train, features.train_labels, num_classes=10, num_epochs=2, seeds=[seed])[0]
+        for seed in (4, 5, 6)
+    ]
+    for probe, other in zip(probes, alone, strict=True):
+        assert torch.allclose(probe.weight, other.weight, atol=1e-6)
+    assert not torch.equal(probes[0].weight, probes[1].weight)
     accuracies = [probe_accuracy(probe, features.validation, features.validation_labels) for probe in probes]
-    metrics = evaluate_encoder(model, tiny, config.model_copy(update={"seed": 4}), device=CPU)
+    metrics = evaluate_encoder(model, tiny, config, device=CPU)
     assert metrics["validation_probe_accuracy"] == accuracies[0]
     assert metrics["validation_probe_accuracy_mean"] == statistics.fmean(accuracies)
     assert metrics["validation_probe_accuracy_spread"] == statistics.stdev(accuracies)
@@ -212,11 +220,10 @@ def test_knn_and_probe_are_as_configured(tiny: Dataset, config: TrialConfig) -> 
             rows[:600], labels[:600], rows[600:], labels[600:], num_neighbors=num_neighbors
         )
         assert knn_metrics(features, config)["validation_knn_accuracy"] == accuracy
-        probe = linear_probe(rows[:600], labels[:600], num_classes=10, num_epochs=num_epochs, seed=seed)
-        assert torch.equal(fit_probe(features, tiny, config).weight, probe.weight)
-        again = linear_probe(rows[:600], labels[:600], num_classes=10, num_epochs=num_epochs, seed=seed + 2)
-        assert torch.equal(fit_probe(features, tiny, config, seed=seed + 2).weight, again.weight)
-        assert not torch.equal(again.weight, probe.weight)
+        seeds = range(seed, seed + 3)
+        probes = linear_probes(rows[:600], labels[:600], num_classes=10, num_epochs=num_epochs, seeds=seeds)
+        for found, probe in zip(fit_probes(features, tiny, config), probes, strict=True):
+            assert torch.equal(found.weight, probe.weight)
 
 
 # --- what it costs ------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_the_first_step_is_written_out(few: Dataset, change: dict[str, Any], bat
     images = few.train.images[order[: config.batch_size]]
     groups = [group[: config.batch_size] for group in trial._draw_views(1)]
     trial.model.train()
-    losses = trial._step(images, groups, 0).tolist()
+    losses = trial._step(images, groups, 0, 0.0).tolist()
     assert losses == pytest.approx(first_losses(config, few), rel=2e-5, abs=1e-6)
     assert (losses[2] > 0) == (config.equivariance_weight > 0)
 
@@ -219,7 +219,10 @@ def test_what_matters_to_the_losses_does_and_what_does_not_does_not(
 
 
 def test_every_field_has_been_changed() -> None:
-    assert OTHER.keys() | {"base", "objective", "stem"} == TrialConfig.model_fields.keys()
+    assert (
+        OTHER.keys() | {"base", "objective", "stem", "precision", "compile"}
+        == TrialConfig.model_fields.keys()
+    )
     for name, field in TrialConfig.model_fields.items():
         assert name not in OFF_DEFAULT or OFF_DEFAULT[name] != field.default, name
     assert all(OTHER[name] != getattr(configured(), name) for name in OTHER)

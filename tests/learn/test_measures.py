@@ -17,7 +17,7 @@ from care_sweep.learn.measures import (
     effective_rank,
     hue_following,
     knn_accuracy,
-    linear_probe,
+    linear_probes,
     mean_colour_hue,
     neighbor_change,
     probe_accuracy,
@@ -96,7 +96,7 @@ def slow_probe(features: Tensor, labels: Tensor, num_epochs: int, seed: int = 0)
 
 def test_probe_is_adam_written_out() -> None:
     features, labels = clusters(60, 0)
-    probe = linear_probe(features.double(), labels, num_classes=4, num_epochs=20, seed=0)
+    probe = linear_probes(features.double(), labels, num_classes=4, num_epochs=20, seeds=[0])[0]
     weight, bias = slow_probe(features.double(), labels, 20)
     assert torch.allclose(probe.weight, weight, atol=1e-10)
     assert torch.allclose(probe.bias, bias, atol=1e-10)
@@ -105,7 +105,7 @@ def test_probe_is_adam_written_out() -> None:
 @pytest.mark.parametrize("seed", [0, 7])
 def test_probe_takes_batches_of_512_in_the_order_of_its_seed(seed: int) -> None:
     features, labels = clusters(1100, 0)
-    probe = linear_probe(features.double(), labels, num_classes=4, num_epochs=3, seed=seed)
+    probe = linear_probes(features.double(), labels, num_classes=4, num_epochs=3, seeds=[seed])[0]
     weight, bias = slow_probe(features.double(), labels, 3, seed)
     assert torch.allclose(probe.weight, weight, atol=1e-12)
     assert torch.allclose(probe.bias, bias, atol=1e-12)
@@ -115,7 +115,7 @@ def test_probe_takes_batches_of_512_in_the_order_of_its_seed(seed: int) -> None:
 
 def test_probe_learns_and_repeats() -> None:
     train, test = clusters(1200, 0, 0.5), clusters(100, 1, 0.5)
-    probe, again = (linear_probe(*train, num_classes=4, num_epochs=100, seed=3) for _ in range(2))
+    probe, again = (linear_probes(*train, num_classes=4, num_epochs=100, seeds=[3])[0] for _ in range(2))
     assert probe_accuracy(probe, *test) > 0.9
     assert torch.equal(probe.weight, again.weight)
     assert not probe.weight.requires_grad
@@ -460,7 +460,7 @@ PROBE = torch.nn.Linear(3, 2, dtype=torch.float64)
         *(lambda bad, _, m=m: m(bad) for m in (uniformity, effective_rank, dimension_spread)),
         lambda bad, whole: knn_accuracy(bad, LABELS, whole, LABELS, num_neighbors=1),
         lambda bad, whole: knn_accuracy(whole, LABELS, bad, LABELS, num_neighbors=1),
-        lambda bad, _: linear_probe(bad, LABELS, num_classes=2, num_epochs=1, seed=0),
+        lambda bad, _: linear_probes(bad, LABELS, num_classes=2, num_epochs=1, seeds=[0])[0],
         lambda bad, _: probe_accuracy(PROBE, bad, LABELS),
         lambda bad, _: mean_colour_hue(bad.view(2, 3, 3, 1)),
         lambda bad, whole: hue_following(bad[:, 1], whole[:, 1], 0.1),
@@ -491,6 +491,6 @@ def test_knn_and_probes_refuse_what_does_not_fit() -> None:
         (f, LABELS - 1, "below num_classes 2, they are -1 to 0"),
     ):
         with pytest.raises(ValueError, match=said):
-            linear_probe(features, labels, num_classes=2, num_epochs=1, seed=0)
+            linear_probes(features, labels, num_classes=2, num_epochs=1, seeds=[0])[0]
     with pytest.raises(ValueError, match="6 images have labels"):
         probe_accuracy(PROBE, f, LABELS[:5])
