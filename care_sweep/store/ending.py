@@ -1,4 +1,4 @@
-"""How does a sweep, or a driver's hold on it, end, and how is any change told? Inside the transaction that makes the change."""
+"""How does a sweep, or a driver's hold on it, end, and how is it told? In the transaction that does it."""
 
 from collections.abc import Mapping
 from typing import Any

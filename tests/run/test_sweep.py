@@ -143,7 +143,7 @@ def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
 
     sweep_id = client.submit(document)["id"]
     _until(_log_of(client, sweep_id, 1), "a first epoch of trial 1")
-    (driver,) = _children(instance.processes["runner"].pid)
+    (driver,) = _children(instance.runner.process.pid)
     os.kill(driver, signal.SIGKILL)
     ended = client.wait(sweep_id, timeout=180)
     assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 3})
