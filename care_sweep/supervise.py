@@ -96,13 +96,15 @@ class Instance:
         store.
         """
         said = [part.bury() for part in (self.service, self.runner) if part.has_died]
-        if self.ray is not None and (trouble := self.ray.trouble()) is not None:
+        trouble = None if self.ray is None else self.ray.trouble()
+        if self.ray is not None and trouble is not None:
             said.append(self.ray.bury(trouble))
-            self.runner.stop(grace_seconds=5)
         if self.service.is_due:
             self.service.start(self._environment)
         if self.ray is not None and self.ray.is_due:
             self.ray.start(self._environment)
+        if trouble is not None:
+            self.runner.stop(grace_seconds=5)  # while Ray starts
         if self.ray is not None:
             self.ray.look()
         if self.runner.is_due and (self.ray is None or self.ray.is_up):

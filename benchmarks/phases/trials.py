@@ -95,8 +95,15 @@ _COUNTS = (
 
 
 def document(dataset: str, shape: Mapping[str, int], name: str = "chaos") -> dict[str, Any]:
-    """A sweep of small trials over a dataset; two with one shape propose the same parameters."""
-    parameters = {"temperature": {"type": "float", "low": 0.1, "high": 0.5}}
+    """A sweep of small trials over a dataset; every one of a shape proposes the same points.
+
+    Up to six trials of three parameters are drawn at random, whatever has ended before them.
+    """
+    parameters = {
+        "temperature": {"type": "float", "low": 0.1, "high": 0.5},
+        "equivariance_weight": {"type": "float", "low": 0.0, "high": 1.0},
+        "augmentation_strength": {"type": "float", "low": 0.5, "high": 1.0},
+    }
     fixed = {"dataset": dataset, "encoder": "resnet_tiny", "epochs": shape["epochs"], "batch_size": 32}
     fixed |= {"num_splits": 4, "probe_epochs": 5, "knn_neighbors": 20}
     return {
