@@ -147,3 +147,13 @@ def test_ray_comes_up_elsewhere_where_another_took_its_port_meanwhile(tmp_path: 
             instance.stop()
     assert len(tried) == 2
     assert instance.dashboard_url == f"http://127.0.0.1:{tried[-1].dashboard}"
+
+
+def test_a_serve_that_is_ended_at_any_instant_of_its_start_leaves_nothing_behind(tmp_path: Path) -> None:
+    for seconds in (0.2, 1.0, 3.0, 6.0):
+        command = _Command(tmp_path / "home", "serve", "--port", "0", "--num-cpus", "1")
+        time.sleep(seconds)
+        assert command.end(signal.SIGTERM) in (0, -signal.SIGTERM), command.said
+        assert "Traceback" not in command.said
+        assert _within(10, lambda ended=command: not ended.processes())
+    assert not (tmp_path / "home" / "ray-scratch").is_symlink()
