@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,10 +105,10 @@ class LocalRay(Part):
             return None
         if self.has_died:
             return f"ended by itself with status {self.process.returncode}"
-        alive = _vital_processes(self.process.pid)
-        if not self._vital <= alive:
+        living, dead = _vital_processes(self.process.pid)
+        if dead or not self._vital <= living:
             return "lost a process"  # it takes half a minute to notice by itself
-        self._vital |= alive
+        self._vital |= living
         if not self.is_up and self.seconds_of_life > START_SECONDS:
             return f"did not answer at {self.dashboard_url} within {START_SECONDS:.0f} s"
         return None
@@ -130,17 +130,19 @@ class LocalRay(Part):
             self.is_up = answers(f"{self.dashboard_url}/api/version", token)
 
 
-def _vital_processes(head: int) -> set[int]:
-    """The living GCS and raylet among the children of the process `head`, as Linux tells them."""
-    found = set()
-    try:
-        for child in Path(f"/proc/{head}/task/{head}/children").read_text().split():
+def _vital_processes(head: int) -> tuple[set[int], set[int]]:
+    """GCS and raylet among the children of the process `head`, living and dead, as Linux tells them."""
+    living: set[int] = set()
+    dead: set[int] = set()
+    children: list[str] = []
+    with suppress(OSError):  # it has just ended, or this is no Linux
+        children = Path(f"/proc/{head}/task/{head}/children").read_text().split()
+    for child in children:
+        with suppress(OSError):  # this one has
             name, state = Path(f"/proc/{child}/stat").read_text().partition("(")[2].rsplit(") ", 1)
-            if name in _VITAL and state[0] != "Z":
-                found.add(int(child))
-    except OSError:
-        pass  # it has just ended, or this is no Linux
-    return found
+            if name in _VITAL:
+                (dead if state[0] == "Z" else living).add(int(child))
+    return living, dead
 
 
 def ray_token(home: Path) -> Path:

@@ -130,6 +130,16 @@ def test_ray_that_lost_a_process_is_started_again_where_it_was(planned: _Planned
         assert planned.ray.dashboard_url == dashboard
 
 
+def test_a_process_that_ray_loses_before_anybody_saw_it_is_noticed(planned: _Planned) -> None:
+    planned.gate.unlink()
+    planned.ray.command[-1] = "0"  # seconds that its raylet lives
+    before = planned.ray.ports
+    try:
+        assert "the ray lost a process" in planned.tend_until(lambda: planned.ray.ports != before)
+    finally:
+        planned.instance.stop()
+
+
 def test_what_dies_while_ray_starts_is_started_again(planned: _Planned) -> None:
     with planned.started() as instance:
         planned.gate.unlink()
