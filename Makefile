@@ -35,7 +35,7 @@ check: setup  ## format, lint, types, import contracts, fast unit tests
 test: setup  ## every test but those of test-full
 	$(BIN)/pytest -q -m "not (gpu or containers or full)"
 
-test-full: setup  ## chaos, fuzzing, scale, containers, long README commands
+test-full: setup  ## fuzzing, scale, containers, long README commands
 	$(BIN)/pytest -q -m "full or containers" --timeout 3600
 
 lock: setup  ## resolve requirements.lock again

@@ -1,24 +1,26 @@
-"""What does a local Ray need? Its command, its ports, its secret, and a folder with a short name."""
+"""What does a local Ray need? Its command, ports and secret, a short-named folder, and a watch on it."""
 
 import os
 import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from care_sweep.part import START_SECONDS, Part, answers
+
 __all__ = [
+    "LocalRay",
     "RayPorts",
     "free_port",
     "ray_command",
     "ray_environment",
     "ray_scratch",
     "ray_token",
-    "vital_processes",
 ]
 
 _SCRATCH = "care-sweep-ray-"
@@ -35,8 +37,9 @@ class RayPorts:
     client: int
 
     @classmethod
-    def free(cls) -> "RayPorts":
-        return cls(free_port(), free_port(8265), free_port(), free_port())
+    def free(cls, *, dashboard: int = 8265) -> "RayPorts":
+        """Any, but for the one that the dashboard prefers."""
+        return cls(free_port(), free_port(dashboard), free_port(), free_port())
 
 
 def free_port(preferred: int = 0) -> int:
@@ -74,17 +77,72 @@ def ray_command(ports: RayPorts, scratch: Path, num_cpus: int | None, num_gpus: 
     return command
 
 
-def vital_processes(head: int) -> set[int]:
-    """The living GCS and raylet among the children of the process `head`, as Linux tells them."""
-    found = set()
-    try:
-        for child in Path(f"/proc/{head}/task/{head}/children").read_text().split():
+class LocalRay(Part):
+    """A local Ray, at the same ports however often it is started, unless it does not come up there.
+
+    Attributes:
+        is_up: its dashboard has answered since its last start.
+    """
+
+    def __init__(self, logs: Path, token: str, command: Callable[[RayPorts], list[str]]) -> None:
+        self.ports = RayPorts.free()
+        super().__init__("ray", command(self.ports), logs / "ray.log")
+        self.is_up = False
+        self._token, self._command_at = token, command
+        self._vital: set[int] = set()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.ports.gcs}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.dashboard}"
+
+    def trouble(self) -> str | None:
+        """Why it must be started again; None where it runs, or may yet come up."""
+        if self.process is None:
+            return None
+        if self.has_died:
+            return f"ended by itself with status {self.process.returncode}"
+        living, dead = _vital_processes(self.process.pid)
+        if dead or not self._vital <= living:
+            return "lost a process"  # it takes half a minute to notice by itself
+        self._vital |= living
+        if not self.is_up and self.seconds_of_life > START_SECONDS:
+            return f"did not answer at {self.dashboard_url} within {START_SECONDS:.0f} s"
+        return None
+
+    def bury(self, how: str | None = None) -> str:
+        """As of any part. Where it did not come up, its ports may be another's: it gets new ones."""
+        said = super().bury(how)
+        if not self.is_up:
+            self.ports = RayPorts.free(dashboard=0)
+            self.command = self._command_at(self.ports)
+        self.is_up = False
+        self._vital.clear()
+        return said
+
+    def look(self) -> None:
+        """See whether it has come up. Another instance's dashboard at this port would refuse the token."""
+        if self.process is not None and not self.is_up:
+            token = {"Authorization": f"Bearer {self._token}"}
+            self.is_up = answers(f"{self.dashboard_url}/api/version", token)
+
+
+def _vital_processes(head: int) -> tuple[set[int], set[int]]:
+    """GCS and raylet among the children of the process `head`, living and dead, as Linux tells them."""
+    living: set[int] = set()
+    dead: set[int] = set()
+    children: list[str] = []
+    with suppress(OSError):  # it has just ended, or this is no Linux
+        children = Path(f"/proc/{head}/task/{head}/children").read_text().split()
+    for child in children:
+        with suppress(OSError):  # this one has
             name, state = Path(f"/proc/{child}/stat").read_text().partition("(")[2].rsplit(") ", 1)
-            if name in _VITAL and state[0] != "Z":
-                found.add(int(child))
-    except OSError:
-        pass  # it has just ended, or this is no Linux
-    return found
+            if name in _VITAL:
+                (dead if state[0] == "Z" else living).add(int(child))
+    return living, dead
 
 
 def ray_token(home: Path) -> Path:

@@ -4,41 +4,35 @@ This process imports none of what it starts. A part that dies is started again. 
 children in order; if this process is killed, the kernel tells them. Sweeps that were running go on.
 """
 
-import ctypes
 import fcntl
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from care_sweep.errors import CareSweepError
 from care_sweep.local_ray import (
+    LocalRay,
     RayPorts,
     free_port,
     ray_command,
     ray_environment,
     ray_scratch,
     ray_token,
-    vital_processes,
 )
+from care_sweep.part import START_SECONDS, Part, answers
 from care_sweep.settings import Settings
 
 __all__ = ["Instance", "running", "serve"]
 
-_START_SECONDS = 120.0
-_STOP_SECONDS = 15.0
-_MOST_EARLY_DEATHS, _EARLY_SECONDS = 5, 10.0  # so many in a row, so soon after a start, are no bad luck
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+_NUM_RAY_STARTS = 3
+_POLL_SECONDS = 0.2
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Instance:
@@ -46,130 +40,86 @@ class Instance:
 
     Attributes:
         url: where the service listens.
-        dashboard_url, token_path: of the local Ray; None where RAY_ADDRESS names a cluster.
+        ray, token_path: the local Ray; None where RAY_ADDRESS names a cluster.
         log_directory: a log for each part.
     """
 
     def __init__(self, settings: Settings, host: str, port: int, logs: Path) -> None:
         self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
-        self.dashboard_url: str | None = None
-        self.token_path: Path | None = None
         self.log_directory = logs
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._commands: dict[str, list[str]] = {
-            "service": [sys.executable, "-m", "service", "--host", host, "--port", str(port)],
-            "runner": [sys.executable, "-m", "care_sweep.run.runner"],
-        }
+        self.token_path: Path | None = None
+        service = [sys.executable, "-m", "service", "--host", host, "--port", str(port)]
+        self.service = Part("service", service, logs / "service.log")
+        self.runner = Part("runner", [sys.executable, "-m", "care_sweep.run.runner"], logs / "runner.log")
+        self.ray: LocalRay | None = None
         self._environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
-        self._started_at: dict[str, float] = {}
-        self._early_deaths: dict[str, int] = {}
-        self._vital: set[int] = set()
 
-    def plan_ray(self, ports: RayPorts, token_path: Path, command: list[str]) -> None:
-        """Have a local Ray among the parts, at the same address however often it is started."""
-        self.token_path, self.dashboard_url = token_path, f"http://127.0.0.1:{ports.dashboard}"
-        self._commands["ray"] = command
+    @property
+    def dashboard_url(self) -> str | None:
+        """Of the local Ray."""
+        return None if self.ray is None else self.ray.dashboard_url
+
+    def plan_ray(self, token_path: Path, command: Callable[[RayPorts], list[str]]) -> None:
+        """Have a local Ray among the parts."""
+        self.token_path = token_path
+        self.ray = LocalRay(self.log_directory, token_path.read_text(), command)
         self._environment |= ray_environment(token_path)
-        self._environment["RAY_ADDRESS"] = f"127.0.0.1:{ports.gcs}"
 
     def start(self) -> None:
         """Start all parts and wait until they answer.
 
         Raises:
-            CareSweepError: one does not come up.
+            CareSweepError: one does not come up. Ray is tried at several ports, for two instances that start
+                at once may choose the same.
         """
-        self._start("service")
-        self._start_ray_and_runner()
-        self._wait_for(f"{self.url}/readyz")
+        deadline, num_ray_starts = time.monotonic() + START_SECONDS, 1
+        while not self._is_ready():
+            if time.monotonic() > deadline:
+                raise CareSweepError(
+                    f"not all parts answered within {START_SECONDS:.0f} s; see {self.log_directory}"
+                )
+            for part in (self.service, self.ray, self.runner):
+                if part is None or not part.has_failed:
+                    continue
+                num_ray_starts += part is self.ray
+                if part is not self.ray or num_ray_starts > _NUM_RAY_STARTS:
+                    raise CareSweepError(
+                        f"the {part.name} did not start; {part.log} ends with:\n{part.last_words()}"
+                    )
+            self.tend()
+            time.sleep(_POLL_SECONDS)
 
-    def tend(self) -> str | None:
-        """Start again what has ended by itself; what that was, in words, or None where all parts run.
+    def tend(self) -> list[str]:
+        """Look at each part once and start what does not run; what has died of itself, in words.
 
         With Ray go the runner and its drivers, whose connections died with it: all sweeps go on from the
         store.
-
-        Raises:
-            CareSweepError: parts die again and again, or one does not come up.
         """
-        dead = next((name for name, process in self.processes.items() if process.poll() is not None), None)
-        if dead is None and "ray" in self.processes:
-            alive = vital_processes(self.processes["ray"].pid)
-            dead = None if self._vital <= alive else "ray"  # it takes half a minute to notice by itself
-            self._vital |= alive
-        if dead is None:
-            return None
-        status = self.processes[dead].returncode
-        log = self.log_directory / f"{dead}.log"
-        is_early = time.monotonic() - self._started_at[dead] < _EARLY_SECONDS
-        self._early_deaths[dead] = self._early_deaths.get(dead, 0) + 1 if is_early else 0
-        if self._early_deaths[dead] == _MOST_EARLY_DEATHS:
-            raise CareSweepError(
-                f"the {dead} ended soon after its start {_MOST_EARLY_DEATHS} times in a row, "
-                f"at last with status {status}; see {log}"
-            )
-        if dead == "ray":
-            self.stop("ray", grace_seconds=0)  # half of it cannot end in order
-            self.stop("runner", grace_seconds=5)
-            self._vital.clear()
-            self._start_ray_and_runner()
-        else:
-            self.stop(dead)
-            self._start(dead)
-        how = "lost a process" if status is None else f"ended by itself with status {status}"
-        return f"the {dead} {how} and was started again; see {log}"
+        said = [part.bury() for part in (self.service, self.runner) if part.has_died]
+        trouble = None if self.ray is None else self.ray.trouble()
+        if self.ray is not None and trouble is not None:
+            said.append(self.ray.bury(trouble))
+        if self.service.is_due:
+            self.service.start(self._environment)
+        if self.ray is not None and self.ray.is_due:
+            self.ray.start(self._environment)
+        if trouble is not None:
+            self.runner.stop(grace_seconds=5)  # while Ray starts
+        if self.ray is not None:
+            self.ray.look()
+        if self.runner.is_due and (self.ray is None or self.ray.is_up):
+            address = {} if self.ray is None else {"RAY_ADDRESS": self.ray.address}
+            self.runner.start(self._environment | address)
+        return said
 
-    def stop(self, *names: str, grace_seconds: float = _STOP_SECONDS) -> None:
-        """End these parts, in order, and whoever of their process groups has not gone with them by then."""
-        for name in names:
-            process = self.processes.pop(name, None)
-            if process is None:
-                continue
-            if grace_seconds:
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(grace_seconds)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    def stop(self) -> None:
+        """The runner first, for it ends its drivers; the service last, for it may still be asked."""
+        for part in (self.runner, self.ray, self.service):
+            if part is not None:
+                part.stop()
 
-    def _start_ray_and_runner(self) -> None:
-        if "ray" in self._commands:
-            assert self.token_path is not None
-            self._start("ray")
-            token = {"Authorization": f"Bearer {self.token_path.read_text()}"}
-            self._wait_for(f"{self.dashboard_url}/api/version", token)
-        self._start("runner")
-
-    def _start(self, name: str) -> None:
-        log = self.log_directory / f"{name}.log"
-        mode = "ab" if name in self._started_at else "wb"  # a log of this instance's whole life
-        self._started_at[name] = time.monotonic()
-        with log.open(mode) as output:
-            self.processes[name] = subprocess.Popen(  # noqa: S603  (our own modules, Ray's, our arguments)
-                self._commands[name],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is ours to pass on, in order
-                preexec_fn=_end_with_parent,  # noqa: PLW1509  (this process has no threads)
-            )
-
-    def _wait_for(self, url: str, headers: Mapping[str, str] | None = None) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  (http, built here)
-        while time.monotonic() < deadline:
-            for name, process in self.processes.items():
-                if process.poll() is not None:
-                    log = self.log_directory / f"{name}.log"
-                    tail = log.read_text(errors="replace")[-2000:].rstrip()
-                    raise CareSweepError(f"the {name} did not start; {log} ends with:\n{tail}")
-            try:
-                with urllib.request.urlopen(request, timeout=2):  # noqa: S310
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise CareSweepError(f"{url} did not answer within {_START_SECONDS:.0f} s; see {self.log_directory}")
+    def _is_ready(self) -> bool:
+        return self.runner.process is not None and answers(f"{self.url}/readyz")
 
 
 def serve(
@@ -183,7 +133,7 @@ def serve(
 ) -> int:
     """Run an instance until SIGINT, SIGTERM or SIGHUP, starting again what dies of it.
 
-    The exit status: 0, or 1 where a part dies again and again.
+    The exit status: 0.
     """
     for number in _ENDINGS:
         signal.signal(number, signal.default_int_handler)
@@ -191,9 +141,9 @@ def serve(
         with running(settings, host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus) as instance:
             _say_where(instance, as_json=as_json)
             while True:
-                if (said := instance.tend()) is not None:
+                for said in _tended(instance):
                     print(said, file=sys.stderr, flush=True)
-                time.sleep(0.2)
+                time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         if not as_json:
             print("stopped; sweeps that were running go on at the next start", flush=True)
@@ -221,9 +171,10 @@ def running(
         shutil.rmtree(settings.scratch_directory, ignore_errors=True)
         instance = Instance(settings, host, port or free_port(), logs)
         if settings.ray_address is None:
-            scratch, ports = stack.enter_context(ray_scratch(settings.home)), RayPorts.free()
-            command = ray_command(ports, scratch, num_cpus, num_gpus)
-            instance.plan_ray(ports, ray_token(settings.home), command)
+            scratch = stack.enter_context(ray_scratch(settings.home))
+            instance.plan_ray(
+                ray_token(settings.home), lambda ports: ray_command(ports, scratch, num_cpus, num_gpus)
+            )
         stack.callback(_stop_all, instance)  # before Ray's scratch directory goes
         instance.start()
         yield instance
@@ -246,16 +197,18 @@ def _say_where(instance: Instance, *, as_json: bool) -> None:
 # --- processes ---
 
 
-def _end_with_parent() -> None:
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _tended(instance: Instance) -> list[str]:
+    before = instance.dashboard_url
+    said = instance.tend()
+    if instance.dashboard_url != before:
+        said.append(f"the dashboard is now at {instance.dashboard_url}")
+    return said
 
 
 def _stop_all(instance: Instance) -> None:
-    """The runner first, for it ends its drivers; the service last, for it may still be asked."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
     try:
-        instance.stop("runner", "ray", "service")
+        instance.stop()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

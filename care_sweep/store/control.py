@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from care_sweep.errors import Conflict, NotFound, RevisionMismatch
 from care_sweep.spec import Scalar, SweepSpec, SweepState, TrialState
 from care_sweep.store.database import writing
-from care_sweep.store.ending import add_event, end_sweep
+from care_sweep.store.ending import add_event, end_sweep, let_go
 from care_sweep.store.records import SweepRecord
 from care_sweep.store.rows import sweep_of
 from care_sweep.store.schema import enqueued, sweeps, trials
@@ -42,7 +42,8 @@ class Control:
     def resume(self, sweep_id: str) -> SweepRecord:
         """Let a runner take a paused sweep up again; its trials go on from their last epochs."""
         with self._moving(sweep_id, Move.RESUME) as (connection, _):
-            self._change(connection, sweep_id, {"state": SweepState.QUEUED, "lease_owner": None})
+            let_go(connection, sweep_id, "paused", self._clock())  # where its driver still winds down
+            self._change(connection, sweep_id, {"state": SweepState.QUEUED})
             return sweep_of(connection, sweep_id)
 
     def stop(self, sweep_id: str) -> SweepRecord:

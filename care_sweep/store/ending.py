@@ -1,4 +1,4 @@
-"""How does a sweep end, and how is any change of it told? Inside the transaction that makes the change."""
+"""How does a sweep, or a driver's hold on it, end, and how is it told? In the transaction that does it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert, select, update
 from care_sweep.spec import SweepState, TrialState
 from care_sweep.store.schema import attempts, events, sweeps, trials
 
-__all__ = ["OPEN_STATES", "add_event", "end_sweep"]
+__all__ = ["OPEN_STATES", "add_event", "end_sweep", "let_go"]
 
 OPEN_STATES = (TrialState.WAITING, TrialState.RUNNING)
 
@@ -36,6 +36,21 @@ def end_sweep(
     change = {"state": state, "reason": reason, "message": message}
     connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change | {"finished_at": now}))
     add_event(connection, sweep_id, "sweep", change, now)
+
+
+def let_go(connection: Connection, sweep_id: str, reason: str, now: float) -> None:
+    """Take a sweep from its holder in the caller's transaction; its running trials wait from now on."""
+    running = (trials.c.sweep_id == sweep_id) & (trials.c.state == TrialState.RUNNING)
+    change = {"state": TrialState.WAITING, "reason": reason, "message": None}
+    for number in connection.execute(select(trials.c.number).where(running)).scalars().all():
+        add_event(connection, sweep_id, "trial", {"number": number, **change}, now)
+    connection.execute(update(trials).where(running).values(change))
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.sweep_id == sweep_id, attempts.c.finished_at.is_(None))
+        .values(finished_at=now, reason=reason)
+    )
+    connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(lease_owner=None))
 
 
 def add_event(connection: Connection, sweep_id: str, kind: str, data: Mapping[str, Any], now: float) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from care_sweep.errors import LeaseLost
 from care_sweep.spec import CheckpointReference, Measurement, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
-from care_sweep.store.ending import OPEN_STATES, add_event, end_sweep
+from care_sweep.store.ending import OPEN_STATES, add_event, end_sweep, let_go
 from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, trials
 from care_sweep.store.transitions import Move, states_before
 
@@ -24,7 +24,7 @@ class Lease:
 
     The first statement of every transaction moves the sweep's counter where the token still fits: the
     database itself refuses a stale holder, and every write is a sign of life. Each method raises `LeaseLost`,
-    having written nothing, once another driver has claimed the sweep or the sweep has ended.
+    having written nothing, once another driver has claimed the sweep, it was let go of, or it has ended.
     """
 
     def __init__(self, engine: Engine, sweep_id: str, token: int, clock: Callable[[], float]) -> None:
@@ -173,15 +173,8 @@ class Lease:
 
     def release(self, *, reason: str = "driver ended") -> None:
         """Let go of the sweep, so that it can be claimed at once; its running trials wait from now on."""
-        now = self._clock()
         with self._fenced() as connection:
-            running = (trials.c.sweep_id == self.sweep_id) & (trials.c.state == TrialState.RUNNING)
-            change = {"state": TrialState.WAITING, "reason": reason, "message": None}
-            for number in connection.execute(select(trials.c.number).where(running)).scalars().all():
-                self._close_attempt(connection, number, {"reason": reason, "finished_at": now})
-                add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
-            connection.execute(update(trials).where(running).values(change))
-            connection.execute(update(sweeps).where(sweeps.c.id == self.sweep_id).values(lease_owner=None))
+            let_go(connection, self.sweep_id, reason, self._clock())
 
     def _finish_trial(
         self,
@@ -228,7 +221,7 @@ class Lease:
             held = connection.execute(
                 update(sweeps)
                 .where(sweeps.c.id == self.sweep_id, sweeps.c.fencing_token == self.token)
-                .where(sweeps.c.state.in_(_HELD))
+                .where(sweeps.c.state.in_(_HELD), sweeps.c.lease_owner.is_not(None))
                 .values(lease_counter=sweeps.c.lease_counter + 1)
             )
             if held.rowcount != 1:

@@ -3,10 +3,12 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import pytest
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.client import Client
+from care_sweep.local_ray import RayPorts, free_port, ray_command, ray_scratch, ray_token
+from care_sweep.settings import Settings
+from care_sweep.supervise import Instance
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -123,3 +128,32 @@ def test_ctrl_c_ends_the_demo_and_all_that_it_started(tmp_path: Path) -> None:
     assert "interrupted" in demo.said
     assert "Traceback" not in demo.said
     assert not demo.processes()
+
+
+def test_ray_comes_up_elsewhere_where_another_took_its_port_meanwhile(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"CARE_SWEEP_HOME": str(tmp_path)})
+    instance = Instance(settings, "127.0.0.1", free_port(), tmp_path)
+    tried: list[RayPorts] = []
+    with socket.create_server(("127.0.0.1", 0)) as taken, ray_scratch(tmp_path) as scratch:
+
+        def command(ports: RayPorts) -> list[str]:
+            tried.append(ports if tried else replace(ports, dashboard=taken.getsockname()[1]))
+            return ray_command(tried[-1], scratch, 1, None)
+
+        instance.plan_ray(ray_token(tmp_path), command)
+        try:
+            instance.start()
+        finally:
+            instance.stop()
+    assert len(tried) == 2
+    assert instance.dashboard_url == f"http://127.0.0.1:{tried[-1].dashboard}"
+
+
+def test_a_serve_that_is_ended_at_any_instant_of_its_start_leaves_nothing_behind(tmp_path: Path) -> None:
+    for seconds in (0.2, 1.0, 3.0, 6.0):
+        command = _Command(tmp_path / "home", "serve", "--port", "0", "--num-cpus", "1")
+        time.sleep(seconds)
+        assert command.end(signal.SIGTERM) in (0, -signal.SIGTERM), command.said
+        assert "Traceback" not in command.said
+        assert _within(10, lambda ended=command: not ended.processes())
+    assert not (tmp_path / "home" / "ray-scratch").is_symlink()

@@ -143,6 +143,16 @@ def test_a_release_leaves_no_trial_running(store: Store) -> None:
     assert attempt.finished_at is not None
 
 
+def test_a_resume_before_the_driver_has_let_go_leaves_no_trial_running(store: Store) -> None:
+    lease = in_the_middle(store)
+    store.control.pause(lease.sweep_id)
+    store.control.resume(lease.sweep_id)
+    assert [t.state for t in store.trials(lease.sweep_id).items][:2] == [TrialState.WAITING] * 2
+    assert all(a.reason == "paused" and a.finished_at for a in store.attempts(lease.sweep_id, 0))
+    with pytest.raises(LeaseLost):
+        lease.record(0, 1, measurement(2))
+
+
 def test_an_open_trial_can_be_stopped_and_an_ended_one_cannot(store: Store) -> None:
     lease = in_the_middle(store)
     for number in (0, 1):
@@ -316,7 +326,8 @@ class _Life:
     def _drive(self, lease: Lease, kind: str, number: int, before: SweepRecord) -> None:
         trials = {t.number: t for t in self.store.trials(self.sweep_id).items}
         trial = trials.get(number)
-        is_held = before.fencing_token == lease.token and before.state in ("RUNNING", "PAUSED", "STOPPING")
+        is_owned = before.lease_owner is not None and not before.state.is_terminal
+        is_held = before.fencing_token == lease.token and is_owned
         if not is_held:
             self._refused(lease)
         elif kind == "obey":

@@ -148,6 +148,10 @@ def _cancelled_by_another(store: Store, lease: Lease) -> None:
     holder.finish_sweep(SweepState.CANCELLED)
 
 
+def _let_go(_: Store, lease: Lease) -> None:
+    lease.release()
+
+
 def _never_given(_: Store, lease: Lease) -> None:
     lease.token += 1  # a token from the future is no better than one from the past
 
@@ -158,7 +162,7 @@ def test_every_public_write_of_a_lease_is_fenced() -> None:
     assert tested - {"record and end"} == public
 
 
-@pytest.mark.parametrize("lose", [_claimed_by_another, _ended, _cancelled_by_another, _never_given])
+@pytest.mark.parametrize("lose", [_claimed_by_another, _ended, _cancelled_by_another, _let_go, _never_given])
 def test_a_stale_token_writes_nothing(store: Store, lose: Callable[[Store, Lease], None]) -> None:
     lease = in_the_middle(store)
     lose(store, lease)

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Serving", "Suspended"]
+__all__ = ["Serving", "Suspended", "lifetimes"]
 
 _PATTERNS = {
     "service": "-m service",
@@ -22,6 +23,8 @@ _PATTERNS = {
     "gcs_server": "/gcs_server ",
 }
 _END_SECONDS = 60.0
+_APPEARANCE_SECONDS = 10.0
+_POLL_SECONDS = 0.05
 
 
 class Serving:
@@ -54,18 +57,29 @@ class Serving:
         self._process.wait()
         self._log.close()
 
-    def kill(self, victim: str) -> bool:
-        """SIGKILL the first such process; False where there is none at this instant."""
-        for pid in processes(self._home, _PATTERNS[victim]):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return True
-        return False
+    def pids(self, victim: str) -> list[int]:
+        """Whoever of that kind lives at this instant."""
+        return processes(self._home, _PATTERNS[victim])
+
+    def kill_once_there(
+        self, victim: str, choose: Callable[[Sequence[int]], int | None] = lambda pids: pids[0]
+    ) -> int | None:
+        """SIGKILL the one of that kind that `choose` takes, and tell which; None where none comes in 10 s."""
+        deadline = time.monotonic() + _APPEARANCE_SECONDS
+        while time.monotonic() < deadline:
+            pids = self.pids(victim)
+            chosen = choose(pids) if pids else None
+            if chosen is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(chosen, signal.SIGKILL)
+                    return chosen
+            time.sleep(_POLL_SECONDS)
+        return None
 
     @contextmanager
     def another_runner(self) -> Iterator[None]:
         """A second runner on the same store and cluster."""
-        (runner,) = processes(self._home, _PATTERNS["runner"])
+        (runner,) = self.pids("runner")
         environ = Path(f"/proc/{runner}/environ").read_bytes().rstrip(b"\0").split(b"\0")
         environment = dict(entry.decode().split("=", 1) for entry in environ)
         with (self._home / "another-runner.log").open("w") as log:
@@ -98,6 +112,17 @@ class Suspended:
         for pid in self._pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def lifetimes(pids: Sequence[int]) -> set[tuple[int, str]]:
+    """Those of them that live, each with the instant of its start: a number may be given again."""
+    found = set()
+    for pid in pids:
+        with suppress(OSError):
+            state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+            if state != "Z":
+                found.add((pid, rest[18]))
+    return found
 
 
 def processes(home: Path, pattern: str) -> list[int]:

@@ -1,0 +1,96 @@
+"""Does a driver that slept past its lease write anything when it wakes up beside its successor?"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from few_images import cut_few_images
+
+from care_sweep.client import Client
+from care_sweep.run.runner import LEASE_SECONDS
+from care_sweep.store import Store
+
+from .promises import broken_promises, store_in
+from .trials import document, listened
+from .victims import Serving, Suspended
+
+__all__ = ["suspension"]
+
+_WAIT_SECONDS = 300.0
+_DRIVER, _RUNNER = "care_sweep.run.driver", "care_sweep.run.runner"
+
+
+def suspension(home: Path, chance: random.Random, shape: Mapping[str, int]) -> dict[str, Any]:
+    """Stop a driver for three leases, have another drive its sweep, wake it; and again, with its runner."""
+    asked = document(cut_few_images(home / "data" / "few"), shape)
+    with (
+        Serving(home, "--num-cpus", "4") as instance,  # room for the trials of both
+        Client(instance.url) as client,
+        store_in(home) as store,
+    ):
+        found = [
+            _slept(asleep, asked, chance.uniform(0, 3), home, instance, client, store)
+            for asleep in ((_DRIVER,), (_RUNNER, _DRIVER))
+        ]
+    return {
+        "suspensions": len(found),
+        "suspended_seconds": 3 * LEASE_SECONDS,
+        "stale_drivers_refused": sum(one["refused"] for one in found),
+        "stale_writes_accepted": sum(len(one["stale"]) for one in found),
+        "broken": [problem for one in found for problem in one["broken"]],
+    }
+
+
+def _slept(
+    asleep: Sequence[str],
+    asked: Mapping[str, Any],
+    delay_seconds: float,
+    home: Path,
+    instance: Serving,
+    client: Client,
+    store: Store,
+) -> dict[str, Any]:
+    sweep_id = client.submit(asked)["id"]
+    told: list[dict[str, Any]] = []
+    reader = listened(client, sweep_id, told)
+    _until(lambda: store.last_measurement(sweep_id) > 0)
+    time.sleep(delay_seconds)
+    with instance.another_runner():
+        with Suspended(home, *asleep):
+            first = store.sweep(sweep_id).fencing_token
+            time.sleep(3 * LEASE_SECONDS)
+            is_taken = store.sweep(sweep_id).fencing_token > first
+            measured = store.last_measurement(sweep_id)
+        goes_on = _until(lambda: store.last_measurement(sweep_id) > measured)
+    client.wait(sweep_id, timeout=2 * _WAIT_SECONDS)
+    reader.join(30)
+    log = (home / "storage" / "sweeps" / sweep_id / "driver.log").read_text()
+    refused, stale = log.count(f"no longer held with token {first}\n"), list(_stale_writes(store, sweep_id))
+    broken = [*stale, *broken_promises(store, home / "storage", sweep_id, told)]
+    if not (is_taken and goes_on and refused):
+        broken.append(
+            f"{sweep_id}: taken over: {is_taken}, went on beside the woken: {goes_on}, "
+            f"refusals of what that wrote: {refused}: nothing was tried"
+        )
+    return {"refused": refused, "stale": stale, "broken": broken}
+
+
+def _stale_writes(store: Store, sweep_id: str) -> Iterator[str]:
+    """What an attempt measured after a later one of its trial had begun."""
+    for trial in store.trials(sweep_id).items:
+        began = {attempt.attempt: attempt.started_at for attempt in store.attempts(sweep_id, trial.number)}
+        for row in store.measurements(sweep_id, trial.number):
+            if any(number > row.attempt and at < row.recorded_at for number, at in began.items()):
+                name = f"{sweep_id}, trial {trial.number}, attempt {row.attempt}"
+                yield f"{name}: wrote epoch {row.epoch} after the next attempt had begun"
+
+
+def _until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
