@@ -80,7 +80,7 @@ class Instance:
         """
         self._start("service")
         self._start_ray_and_runner()
-        self._wait_for(f"{self.url}/readyz")
+        self._wait_for(f"{self.url}/healthz")  # the storage may be away for a while
 
     def tend(self) -> str | None:
         """Start again what has ended by itself; what that was, in words, or None where all parts run.
