@@ -8,10 +8,14 @@ CareSweepError
 ├── TrialCollapsed         embeddings that are all at one point
 ├── NotFound               no such sweep, trial, space or checkpoint
 ├── Conflict               the request does not fit the present state
+│   └── RequestUnderWay    the same request has not been answered yet
 ├── RevisionMismatch       somebody else has changed what the request was about
 ├── IdempotencyKeyReused   an Idempotency-Key that came with another body before
 ├── LeaseLost              another driver owns the sweep now; nothing was written
 ├── DatabaseError          the database is too new, damaged or out of reach
+│   └── DatabaseUnavailable    it cannot do at present what was asked; the same may work in a while
+│       ├── DatabaseBusy       somebody else holds what a write needs
+│       └── DatabaseFull       there is no room for a write
 ├── StorageError           the storage of checkpoints and logs is out of reach, full, or refuses
 └── ServiceError           the client's view of a refusal or of a service out of reach
 """
@@ -24,13 +28,17 @@ __all__ = [
     "CareSweepError",
     "CheckpointError",
     "Conflict",
+    "DatabaseBusy",
     "DatabaseError",
+    "DatabaseFull",
+    "DatabaseUnavailable",
     "DatasetError",
     "IdempotencyKeyReused",
     "InvalidDocument",
     "LeaseLost",
     "NotFound",
     "Problem",
+    "RequestUnderWay",
     "RevisionMismatch",
     "ServiceError",
     "StorageError",
@@ -104,6 +112,10 @@ class Conflict(CareSweepError):  # noqa: N818
     """The request is well-formed but does not fit the present state."""
 
 
+class RequestUnderWay(Conflict):
+    """The same request came before and has not been answered yet: asked again later, it has an answer."""
+
+
 class RevisionMismatch(CareSweepError):  # noqa: N818
     """The request names a revision that is no longer the newest: somebody else has changed it since."""
 
@@ -118,6 +130,21 @@ class LeaseLost(CareSweepError):  # noqa: N818
 
 class DatabaseError(CareSweepError):
     """The database is of a newer schema, damaged, or out of reach."""
+
+
+class DatabaseUnavailable(DatabaseError):  # noqa: N818
+    """The database does not answer or takes no writes at present. The same may work in a while.
+
+    Nothing of the transaction was written, unless it was the answer to its commit that was lost.
+    """
+
+
+class DatabaseBusy(DatabaseUnavailable):
+    """Somebody else held what a write needs for longer than it may wait."""
+
+
+class DatabaseFull(DatabaseUnavailable):
+    """There is no room for a write."""
 
 
 class StorageError(CareSweepError):

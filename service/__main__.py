@@ -18,6 +18,7 @@ from service.origin import own_names
 
 __all__ = ["listen", "main"]
 
+_ANSWER_SECONDS = 4.0  # of the database, so that a request hears within 5 that it has none
 _GRACE_SECONDS = 10  # for requests in flight; without it an open stream would hold the process for ever
 
 
@@ -55,7 +56,7 @@ def main() -> int:
     settings = Settings.from_environment()
     try:
         listening = listen(arguments.host, arguments.port)
-        store = Store(open_database(settings.database_url))
+        store = Store(open_database(settings.database_url, answer_seconds=_ANSWER_SECONDS))
         app = create_app(settings, store, names=own_names(arguments.host, listening.getsockname()[0]))
     except (OSError, OverflowError, DatabaseError, StorageError) as error:
         print(f"the service cannot start on {arguments.host}:{arguments.port}: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from care_sweep.storage import open_storage
 from care_sweep.store import Store
 from service import control, problems, surroundings, sweeps, trials
 from service.origin import refuse_foreign_requests
+from service.readiness import Readiness
 from service.request import refuse_unfit_parameters
 from service.schemas import EnqueuedPoint, SweepChange, SweepDocument
 
@@ -45,6 +46,7 @@ def create_app(settings: Settings, store: Store, *, names: Collection[str] | Non
     )
     app.state.settings, app.state.store, app.state.names = settings, store, names
     app.state.storage = open_storage(settings.storage_uri)
+    app.state.readiness = Readiness(store, app.state.storage)
     app.state.closing = threading.Event()
     problems.install(app)
     checks = [Depends(refuse_foreign_requests), Depends(refuse_unfit_parameters)]

@@ -25,7 +25,10 @@ _IfMatch = Annotated[
     str | None,
     Header(alias="If-Match", description="the ETag of the sweep as you read it; 412 if it has changed"),
 ]
-_SOON = {202: {"model": Sweep, "description": "its driver will see to it"}, **answers(403, 404, 409, 503)}
+_SOON = {
+    202: {"model": Sweep, "description": "its driver will see to it"},
+    **answers(403, 404, 409, 503, 507),
+}
 
 
 @router.post(":pause", responses=_SOON)
@@ -68,7 +71,7 @@ def change(
     return _answer(store.control.extend(sweep_id, revise, revision=_revision(if_match)), response)
 
 
-@router.delete("", status_code=204, response_class=Response, responses=answers(403, 404, 409, 503))
+@router.delete("", status_code=204, response_class=Response, responses=answers(403, 404, 409, 503, 507))
 def delete(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld) -> None:
     """Delete an ended sweep with its trials, checkpoints and logs."""
     store.control.delete(sweep_id)
@@ -78,7 +81,7 @@ def delete(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld) -> None:
 @router.post(
     "/trials",
     status_code=202,
-    responses=answers(403, 404, 409, 413, 415, 422, 503),
+    responses=answers(403, 404, 409, 413, 415, 422, 503, 507),
     openapi_extra=described("EnqueuedPoint"),
 )
 def enqueue(sweep_id: SweepId, body: Body, store: StoreHeld, response: Response) -> Sweep:
@@ -89,7 +92,7 @@ def enqueue(sweep_id: SweepId, body: Body, store: StoreHeld, response: Response)
     return Sweep.tagged(record, response)
 
 
-@router.post("/trials/{number}:stop", status_code=202, responses=answers(403, 404, 409, 503))
+@router.post("/trials/{number}:stop", status_code=202, responses=answers(403, 404, 409, 503, 507))
 def stop_trial(sweep_id: SweepId, number: TrialNumber, store: StoreHeld, response: Response) -> Sweep:
     """Cancel one open trial; a running one stops after its epoch."""
     return Sweep.tagged(store.control.stop_trial(sweep_id, number), response)

@@ -8,8 +8,8 @@ import anyio
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import ServerSentEvent
 
+from care_sweep.errors import DatabaseUnavailable
 from care_sweep.store import EventRecord, Store
-from service.problems import DATABASE_AWAY
 from service.schemas import Event
 
 __all__ = ["follow"]
@@ -30,8 +30,8 @@ async def follow(
     while not closing.is_set():
         try:
             ended, batch = await run_in_threadpool(_look, store, sweep_id, after)
-        except DATABASE_AWAY as error:
-            _log.error("events of sweep %s: the database does not answer: %s", sweep_id, error)
+        except DatabaseUnavailable as error:
+            _log.error("events of sweep %s: %s", sweep_id, error)
             break
         for record in batch:
             yield ServerSentEvent(data=Event.of(record), event=record.kind, id=str(record.sequence))

@@ -1,8 +1,8 @@
 """How does an error become an answer? RFC 9457 problems, for every error and on every route."""
 
+import errno
 import json
 import logging
-import sqlite3
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -11,8 +11,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from care_sweep.documents import pointer, shorten
@@ -20,25 +18,26 @@ from care_sweep.errors import (
     CareSweepError,
     CheckpointError,
     Conflict,
+    DatabaseBusy,
     DatabaseError,
+    DatabaseFull,
+    DatabaseUnavailable,
     IdempotencyKeyReused,
     InvalidDocument,
     NotFound,
     Problem,
+    RequestUnderWay,
     RevisionMismatch,
     StorageError,
 )
+from care_sweep.store.trouble import in_words
 
-__all__ = ["DATABASE_AWAY", "MEDIA_TYPE", "ProblemDocument", "answers", "install"]
+__all__ = ["MEDIA_TYPE", "RETRY_AFTER", "ProblemDocument", "answers", "install"]
 
 MEDIA_TYPE = "application/problem+json"
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
-"""What SQLAlchemy raises when the database does not answer."""
-_RETRY_AFTER_SECONDS = 5
-_NO_WRITES = {
-    sqlite3.SQLITE_FULL: ("Database full", "database or disk is full: free space where the database lies"),
-    sqlite3.SQLITE_READONLY: ("Database read-only", "the database is read-only: make its file writable"),
-}
+RETRY_AFTER: Mapping[str, str] = {"Retry-After": "5"}
+"""The header of refusals that may pass, in seconds."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
 
 
@@ -67,10 +66,14 @@ _KINDS: Mapping[type[CareSweepError], tuple[int, str]] = {
     InvalidDocument: (422, "Invalid document"),
     NotFound: (404, "Not found"),
     Conflict: (409, "Conflict"),
+    RequestUnderWay: (409, "Request under way"),
     RevisionMismatch: (412, "Precondition failed"),
     IdempotencyKeyReused: (422, "Idempotency key reused"),
     CheckpointError: (500, "Checkpoint damaged"),  # the service's loss, whatever the request says
     DatabaseError: (503, "Database out of reach"),
+    DatabaseUnavailable: (503, "Database out of reach"),
+    DatabaseBusy: (503, "Database busy"),
+    DatabaseFull: (507, "Database full"),
     StorageError: (503, "Storage out of reach"),
 }
 
@@ -86,16 +89,17 @@ def install(app: FastAPI) -> None:
     app.exception_handler(CareSweepError)(_refused)
     app.exception_handler(RequestValidationError)(_malformed)
     app.exception_handler(HTTPException)(_http)
-    for error in DATABASE_AWAY:
-        app.exception_handler(error)(_database_away)
+    app.exception_handler(OSError)(_disk)
     app.exception_handler(Exception)(_unforeseen)
 
 
 async def _refused(request: Request, error: CareSweepError) -> Response:
     status, title = _KINDS.get(type(error), (500, "Internal error"))
     if status >= 500:
-        _log.error("%s %s: %s", request.method, request.url.path, error)
-    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)} if status == 503 else {}
+        why = f"{error}: {in_words(error)}" if isinstance(error, DatabaseUnavailable) else str(error)
+        _log.error("%s %s: %s", request.method, request.url.path, why)
+    may_pass = status in (503, 507) or isinstance(error, RequestUnderWay)
+    headers = RETRY_AFTER if may_pass else {}
     if isinstance(error, InvalidDocument):
         number = len(error.problems)
         detail = str(error.problems[0]) if number == 1 else f"the document has {number} problems"
@@ -125,12 +129,12 @@ async def _http(request: Request, error: HTTPException) -> Response:
     return _answer(request, error.status_code, phrase.capitalize(), detail, (), error.headers)
 
 
-async def _database_away(request: Request, error: Exception) -> Response:
-    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
-    title, detail = _NO_WRITES.get(code, ("Database out of reach", "the database does not answer"))
-    _log.error("%s %s: %s: %s", request.method, request.url.path, detail, error)
-    headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
-    return _answer(request, 503, title, f"{detail}; try again in {_RETRY_AFTER_SECONDS} s", (), headers)
+async def _disk(request: Request, error: Exception) -> Response:
+    """A disk that is full; any other error of the system is a bug of ours."""
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        raise error
+    _log.error("%s %s: %s", request.method, request.url.path, error)
+    return _answer(request, 507, "Disk full", "a disk of the service is full: free space", (), RETRY_AFTER)
 
 
 async def _unforeseen(request: Request, _: Exception) -> Response:

@@ -11,11 +11,13 @@ from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.settings import Settings
 from care_sweep.storage import Storage
 from care_sweep.store import Store
+from service.readiness import Readiness
 
 __all__ = [
     "Closing",
     "PageSize",
     "PageToken",
+    "ReadinessHeld",
     "SettingsHeld",
     "StorageHeld",
     "StoreHeld",
@@ -57,6 +59,11 @@ def _storage(request: Request) -> Storage:
     return storage
 
 
+def _readiness(request: Request) -> Readiness:
+    readiness: Readiness = request.app.state.readiness
+    return readiness
+
+
 def _closing(request: Request) -> threading.Event:
     closing: threading.Event = request.app.state.closing
     return closing
@@ -65,6 +72,7 @@ def _closing(request: Request) -> threading.Event:
 StoreHeld = Annotated[Store, Depends(_store)]
 SettingsHeld = Annotated[Settings, Depends(_settings)]
 StorageHeld = Annotated[Storage, Depends(_storage)]
+ReadinessHeld = Annotated[Readiness, Depends(_readiness)]
 Closing = Annotated[threading.Event, Depends(_closing)]
 """Set once the process is told to end; a stream that would go on for ever looks at it."""
 

@@ -2,12 +2,12 @@
 
 from importlib.metadata import version
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 
 from care_sweep.search.catalog import load_space, space_names
 from care_sweep.spec import SearchSpace
-from service.problems import answers
-from service.request import StoreHeld
+from service.problems import RETRY_AFTER, answers
+from service.request import ReadinessHeld, StoreHeld
 from service.schemas import Cluster, SearchSpaces, Status
 
 __all__ = ["router"]
@@ -42,7 +42,9 @@ def healthz() -> Status:
 
 
 @router.get("/readyz", tags=["health"], responses=answers(503))
-def readyz(store: StoreHeld) -> Status:
-    """The process answers, and so does its database."""
-    store.ping()
+def readyz(readiness: ReadinessHeld) -> Status:
+    """The process answers, and so do its database, which takes writes, and its storage."""
+    troubles = list(readiness.troubles())
+    if troubles:
+        raise HTTPException(503, "; ".join(troubles), RETRY_AFTER)
     return Status(status="ready", version=_VERSION)

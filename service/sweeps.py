@@ -39,7 +39,7 @@ _LastEventId = Annotated[
     responses={
         200: {"model": Resolved | Sweep, "description": "a key that was used before, or validate_only"},
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
-        **answers(403, 409, 413, 415, 422, 503),
+        **answers(403, 409, 413, 415, 422, 503, 507),
     },
     openapi_extra=described("SweepDocument"),
 )

@@ -35,6 +35,14 @@ def test_an_empty_database_is_set_up(tmp_path: Path) -> None:
     assert _db("check", url).stdout.startswith("all is well: 0 ")
 
 
+def test_what_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    absent, target = f"sqlite:///{tmp_path / 'typo.db'}", f"sqlite:///{tmp_path / 'target.db'}"
+    for arguments in (["check", absent], ["copy", absent, target]):
+        said = _db(*arguments, status=1).stderr
+        assert "typo.db cannot be opened: there is no such file" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_copy_is_compared(url: str, tmp_path: Path) -> None:
     target = f"sqlite:///{tmp_path / 'target.db'}"
     copied = json.loads(_db("copy", url, target, "--json").stdout)

@@ -35,11 +35,14 @@ def upgrade(url: _Url = None, as_json: Json = False) -> None:
 
 @_database.command(cls=Command)
 def check(url: _Url = None, as_json: Json = False) -> None:
-    """Look for damage and for rows that contradict each other; exit status 1 where there are any."""
+    """Look for damage and for rows that contradict each other; exit status 1 where there are any.
+
+    Nothing is changed: a database that is not there is not made, and one of an older version not upgraded.
+    """
     from care_sweep.store.maintenance import check as problems_of  # noqa: PLC0415
     from care_sweep.store.maintenance import table_hashes  # noqa: PLC0415
 
-    with _opened(url) as engine:
+    with _opened(url, as_it_is=True) as engine:
         problems, hashes = problems_of(engine), table_hashes(engine)
     rows = {name: one.num_rows for name, one in hashes.items()}
     counted = ", ".join(f"{number} {name}" for name, number in rows.items())
@@ -58,7 +61,7 @@ def copy(
     """Copy all rows from one database into another, of whichever kind, and compare their hashes."""
     from care_sweep.store.maintenance import copy as copy_rows  # noqa: PLC0415
 
-    with _opened(source) as old, _opened(target) as new:
+    with _opened(source, as_it_is=True) as old, _opened(target) as new:
         hashes = copy_rows(old, new)
     answer = {name: {"num_rows": one.num_rows, "sha256": one.sha256} for name, one in hashes.items()}
     lines = [f"{name:20} {one.num_rows:8} rows  sha256 {one.sha256[:16]}" for name, one in hashes.items()]
@@ -66,10 +69,11 @@ def copy(
 
 
 @contextmanager
-def _opened(url: str | None) -> "Iterator[Engine]":
-    from care_sweep.store import open_database  # noqa: PLC0415
+def _opened(url: str | None, *, as_it_is: bool = False) -> "Iterator[Engine]":
+    from care_sweep.store.database import open_as_it_is, open_database  # noqa: PLC0415
 
-    engine = open_database(url or Settings.from_environment().database_url)
+    address = url or Settings.from_environment().database_url
+    engine = open_as_it_is(address) if as_it_is else open_database(address)
     try:
         yield engine
     finally:

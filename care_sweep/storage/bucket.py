@@ -51,6 +51,10 @@ class Bucket:
     def uri(self) -> str:
         return self._uri
 
+    def check(self) -> None:
+        with self._told(""):
+            next(iter(self._store.list("none")), None)  # unlike a HEAD it tells a missing bucket
+
     def put(self, key: str, content: bytes, *, overwrite: bool = False) -> StoredObject:
         check_key(key)
         written = None

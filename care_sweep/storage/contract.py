@@ -47,6 +47,9 @@ class Storage(Protocol):
     def uri(self) -> str:
         """The root, for messages."""
 
+    def check(self) -> None:
+        """Return if the storage can be reached, at the price of one request to it."""
+
     def put(self, key: str, content: bytes, *, overwrite: bool = False) -> StoredObject:
         """Write an object whole or not at all; once this returns, it is durable and was seen in its place.
 

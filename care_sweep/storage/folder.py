@@ -27,6 +27,16 @@ class Folder:
     def uri(self) -> str:
         return str(self._root)
 
+    def check(self) -> None:
+        try:
+            is_folder = stat.S_ISDIR(self._root.stat().st_mode)
+        except FileNotFoundError:
+            return  # it is made with its first object
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {error.strerror or error}") from error
+        if not is_folder:
+            raise StorageError(f"{self.uri} is no folder; move it aside")
+
     def put(self, key: str, content: bytes, *, overwrite: bool = False) -> StoredObject:
         path = self.local_path(key)
         try:

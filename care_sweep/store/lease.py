@@ -1,45 +1,96 @@
 """Who may write a sweep's trials: the holder of its newest fencing token, and what it may write."""
 
+import functools
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Concatenate, ParamSpec
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from care_sweep.errors import LeaseLost
+from care_sweep.errors import DatabaseBusy, LeaseLost
 from care_sweep.spec import CheckpointReference, Measurement, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
-from care_sweep.store.ending import OPEN_STATES, add_event, end_sweep, let_go
+from care_sweep.store.ending import OPEN_STATES, add_event, end_sweep, let_go, no_earlier
 from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, trials
 from care_sweep.store.transitions import Move, states_before
 
 __all__ = ["Lease"]
 
+_P = ParamSpec("_P")
+_Write = Callable[Concatenate["Lease", _P], None]
+
 _HELD = states_before(Move.SUCCEED)
 """The states in which a sweep has a holder."""
 
+_OTHER_WRITE_SECONDS = 1.0
+
+
+class _IsWrittenError(Exception):
+    """The commit whose answer was lost had been made."""
+
+
+def _once(write: _Write[_P]) -> _Write[_P]:
+    """Have the lease's `persist` make a write, which is made once however often it is tried."""
+
+    @functools.wraps(write)
+    def persisted(lease: "Lease", /, *arguments: _P.args, **options: _P.kwargs) -> None:
+        with lease._at_work, suppress(_IsWrittenError):
+            lease._unanswered = None
+            lease._persist(lambda: write(lease, *arguments, **options))
+
+    return persisted
+
 
 class Lease:
-    """The right to write one sweep, held by its token.
+    """The right to write one sweep, held by its token. Used from any thread, which wait for each other.
 
     The first statement of every transaction moves the sweep's counter where the token still fits: the
     database itself refuses a stale holder, and every write is a sign of life. Each method raises `LeaseLost`,
     having written nothing, once another driver has claimed the sweep, it was let go of, or it has ended.
+
+    Args:
+        persist: makes a write by calling it, again where it raises DatabaseUnavailable and that shall be
+            outlasted. A commit whose answer was lost shows in the counter: nothing is written twice.
     """
 
-    def __init__(self, engine: Engine, sweep_id: str, token: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sweep_id: str,
+        token: int,
+        clock: Callable[[], float],
+        *,
+        persist: Callable[[Callable[[], None]], None] = lambda write: write(),
+    ) -> None:
         self.sweep_id = sweep_id
         self.token = token
         self._engine = engine
         self._clock = clock
+        self._persist = persist
+        self._at_work = threading.Lock()
+        self._unanswered: int | None = None  # where the counter stands if the last commit was made
 
     def renew(self, active_seconds: float = 0.0) -> None:
-        """Give a sign of life, and count the seconds that the sweep was driven since the last one."""
-        with self._fenced() as connection:
-            spent = sweeps.c.active_seconds + active_seconds
-            sweep = sweeps.c.id == self.sweep_id
-            connection.execute(update(sweeps).where(sweep).values(active_seconds=spent))
+        """Give a sign of life, and count the seconds that the sweep was driven since the last one.
 
+        Tried once, for it comes again anyway.
+
+        Raises:
+            DatabaseBusy: another write of this lease is being tried.
+        """
+        if not self._at_work.acquire(timeout=_OTHER_WRITE_SECONDS):
+            raise DatabaseBusy(f"another write of sweep {self.sweep_id} has not ended")
+        try:
+            self._unanswered = None
+            with self._fenced() as connection:
+                spent = sweeps.c.active_seconds + active_seconds
+                sweep = sweeps.c.id == self.sweep_id
+                connection.execute(update(sweeps).where(sweep).values(active_seconds=spent))
+        finally:
+            self._at_work.release()
+
+    @_once
     def explain(self, message: str | None) -> None:
         """Say why the sweep does not get on, or with None that it does."""
         with self._fenced() as connection:
@@ -50,6 +101,7 @@ class Lease:
                 change = {"state": said.state, "message": message}
                 add_event(connection, self.sweep_id, "sweep", change, self._clock())
 
+    @_once
     def start_attempt(
         self,
         number: int,
@@ -77,7 +129,7 @@ class Lease:
                     changed = connection.execute(update(enqueued).where(taken).values(trial_number=number))
                     assert changed.rowcount == 1, f"point {enqueued_as} of the queue is taken"
             else:
-                self._close_attempt(connection, number, {"reason": "driver lost", "finished_at": now})
+                self._close_attempt(connection, number, now, "driver lost")
                 changed = connection.execute(
                     update(trials)
                     .where(self._trial(number), trials.c.attempt == attempt - 1)
@@ -91,6 +143,7 @@ class Lease:
             )
             add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
 
+    @_once
     def record(
         self,
         number: int,
@@ -135,6 +188,7 @@ class Lease:
             if state is not None:
                 self._finish_trial(connection, number, state, value, measurement.checkpoint, reason, None)
 
+    @_once
     def finish_trial(
         self, number: int, state: TrialState, *, reason: str | None = None, message: str | None = None
     ) -> None:
@@ -142,6 +196,7 @@ class Lease:
         with self._fenced() as connection:
             self._finish_trial(connection, number, state, None, None, reason, message)
 
+    @_once
     def forget_checkpoints(self, numbers: Collection[int]) -> None:
         """COMPLETE trials no longer have a checkpoint. Only then may what was stored of it be deleted."""
         with self._fenced() as connection:
@@ -152,18 +207,19 @@ class Lease:
                 .values(checkpoint=None)
             )
 
+    @_once
     def interrupt_trial(self, number: int, *, reason: str, message: str | None = None) -> None:
         """End an attempt but not its trial, which waits to be attempted again."""
         now = self._clock()
-        end = {"reason": reason, "message": message, "finished_at": now}
         with self._fenced() as connection:
-            self._close_attempt(connection, number, end)
+            self._close_attempt(connection, number, now, reason, message)
             change = {"state": TrialState.WAITING, "reason": reason, "message": message}
             running = self._trial(number) & (trials.c.state == TrialState.RUNNING)
             changed = connection.execute(update(trials).where(running).values(change))
             assert changed.rowcount == 1, f"trial {number} does not run"
             add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
 
+    @_once
     def finish_sweep(
         self, state: SweepState, *, reason: str | None = None, message: str | None = None
     ) -> None:
@@ -171,6 +227,7 @@ class Lease:
         with self._fenced() as connection:
             end_sweep(connection, self.sweep_id, state, reason, message, self._clock())
 
+    @_once
     def release(self, *, reason: str = "driver ended") -> None:
         """Let go of the sweep, so that it can be claimed at once; its running trials wait from now on."""
         with self._fenced() as connection:
@@ -188,8 +245,8 @@ class Lease:
     ) -> None:
         assert state.is_terminal
         now = self._clock()
-        end = {"reason": reason, "message": message, "finished_at": now}
-        self._close_attempt(connection, number, end)
+        self._close_attempt(connection, number, now, reason, message)
+        end = {"reason": reason, "message": message, "finished_at": no_earlier(trials.c.started_at, now)}
         stored = checkpoint.model_dump() if checkpoint else None
         changed = connection.execute(
             update(trials)
@@ -207,7 +264,10 @@ class Lease:
             & trials.c.state.in_(list(OPEN_STATES))
         )
 
-    def _close_attempt(self, connection: Connection, number: int, end: Mapping[str, Any]) -> None:
+    def _close_attempt(
+        self, connection: Connection, number: int, now: float, reason: str | None, message: str | None = None
+    ) -> None:
+        end = {"reason": reason, "message": message, "finished_at": no_earlier(attempts.c.started_at, now)}
         connection.execute(
             update(attempts)
             .where(attempts.c.sweep_id == self.sweep_id, attempts.c.trial_number == number)
@@ -218,12 +278,29 @@ class Lease:
     @contextmanager
     def _fenced(self) -> Iterator[Connection]:
         with writing(self._engine) as connection:
-            held = connection.execute(
+            held = (sweeps.c.id == self.sweep_id) & (sweeps.c.fencing_token == self.token)
+            counter = connection.execute(
                 update(sweeps)
-                .where(sweeps.c.id == self.sweep_id, sweeps.c.fencing_token == self.token)
-                .where(sweeps.c.state.in_(_HELD), sweeps.c.lease_owner.is_not(None))
+                .where(held, sweeps.c.state.in_(_HELD), sweeps.c.lease_owner.is_not(None))
                 .values(lease_counter=sweeps.c.lease_counter + 1)
-            )
-            if held.rowcount != 1:
-                raise LeaseLost(f"sweep {self.sweep_id} is no longer held with token {self.token}")
+                .returning(sweeps.c.lease_counter)
+            ).scalar()
+            self._refuse_second(connection, held, counter)
             yield connection
+            self._unanswered = counter  # only the commit can fail now
+        self._unanswered = None
+
+    def _refuse_second(self, connection: Connection, held: Any, counter: int | None) -> None:
+        """Raise where the fence refused (`counter` is None), and where the commit without an answer was made.
+
+        One that was still under way has ended by now, for the fence had to wait for it.
+        """
+        before = self._unanswered
+        if counter is not None:
+            if before is not None and counter > before:
+                raise _IsWrittenError
+            return
+        stands_at = connection.execute(select(sweeps.c.lease_counter).where(held)).scalar()
+        if before is not None and stands_at == before:  # it ended the sweep
+            raise _IsWrittenError
+        raise LeaseLost(f"sweep {self.sweep_id} is no longer held with token {self.token}")

@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from care_sweep.errors import Conflict, IdempotencyKeyReused, NotFound
+from care_sweep.errors import DatabaseBusy, IdempotencyKeyReused, NotFound, RequestUnderWay
 from care_sweep.spec import SweepSpec, SweepState, TrialState
 from care_sweep.store.control import Control
 from care_sweep.store.database import reading, writing
-from care_sweep.store.ending import OPEN_STATES, add_event
+from care_sweep.store.ending import OPEN_STATES, add_event, no_earlier
 from care_sweep.store.lease import Lease
 from care_sweep.store.records import (
     AttemptRecord,
@@ -62,15 +62,18 @@ class Store:
     ) -> tuple[SweepRecord, bool]:
         """Accept a sweep; the key commits with it. Returns the sweep and whether it is new.
 
-        The same key and body within 24 hours answer the sweep that was accepted the first time.
+        The same key and body within 24 hours answer the sweep that was accepted the first time. While that is
+        being accepted they wait, as long as the engine waits for a lock.
 
         Raises:
             IdempotencyKeyReused: the key was used with another body.
+            RequestUnderWay: a transaction that may be of the same request has not ended in time.
         """
         for _ in range(2):  # the second time round the row that collided is there to be read
             try:
                 with writing(self.engine) as connection:
                     if idempotency_key is not None:
+                        self._drop_expired_keys(connection)
                         known = self._by_key(connection, idempotency_key, body_sha256)
                         if known is not None:
                             return sweep_of(connection, known), False
@@ -78,15 +81,19 @@ class Store:
             except IntegrityError:
                 if idempotency_key is None:
                     raise
-        raise Conflict(f"a request with the Idempotency-Key {idempotency_key!r} is still under way")
+            except DatabaseBusy as error:
+                if idempotency_key is None:
+                    raise
+                raise _under_way(idempotency_key) from error
+        raise _under_way(idempotency_key)
 
     def submitted(self, idempotency_key: str, body_sha256: str) -> SweepRecord | None:
-        """The sweep that this key and body were accepted as within 24 hours, if they were.
+        """The sweep that this key and body were accepted as within 24 hours, if they were. Waits for nobody.
 
         Raises:
             IdempotencyKeyReused: the key was used with another body.
         """
-        with writing(self.engine) as connection:
+        with reading(self.engine) as connection:
             known = self._by_key(connection, idempotency_key, body_sha256)
             return None if known is None else sweep_of(connection, known)
 
@@ -114,7 +121,7 @@ class Store:
                     fencing_token=sweeps.c.fencing_token + 1,
                     lease_counter=sweeps.c.lease_counter + 1,
                     lease_owner=owner,
-                    started_at=func.coalesce(sweeps.c.started_at, now),
+                    started_at=func.coalesce(sweeps.c.started_at, no_earlier(sweeps.c.created_at, now)),
                 )
             )
             if claimed.rowcount != 1:
@@ -309,15 +316,18 @@ class Store:
     # --- helpers within a transaction ---
 
     def _by_key(self, connection: Connection, key: str, body_sha256: str) -> str | None:
-        expired = idempotency_keys.c.created_at < self.clock() - _KEY_SECONDS
-        connection.execute(idempotency_keys.delete().where(expired))
-        query = select(idempotency_keys).where(idempotency_keys.c.key == key)
+        is_kept = idempotency_keys.c.created_at >= self.clock() - _KEY_SECONDS
+        query = select(idempotency_keys).where(idempotency_keys.c.key == key, is_kept)
         row = connection.execute(query).mappings().one_or_none()
         if row is None:
             return None
         if row["body_sha256"] != body_sha256:
             raise IdempotencyKeyReused(f"{key!r} was used with another body; take a new key")
         return str(row["sweep_id"])
+
+    def _drop_expired_keys(self, connection: Connection) -> None:
+        expired = idempotency_keys.c.created_at < self.clock() - _KEY_SECONDS
+        connection.execute(idempotency_keys.delete().where(expired))
 
     def _insert(
         self, connection: Connection, spec: SweepSpec, idempotency_key: str | None, body_sha256: str
@@ -346,6 +356,12 @@ class Store:
         if state is None:
             raise NotFound(f"there is no sweep {sweep_id!r}")
         return SweepState(state)
+
+
+def _under_way(idempotency_key: str | None) -> RequestUnderWay:
+    return RequestUnderWay(
+        f"a request with the Idempotency-Key {idempotency_key!r} may still be under way; send it again"
+    )
 
 
 _TRIALS = select(trials, measurements.c.metrics).outerjoin(

@@ -102,7 +102,8 @@ class ServiceProcess:
 
     def start(self, port: int | None) -> None:
         environment = {**os.environ, "CARE_SWEEP_HOME": str(self.settings.home), "PYTHONWARNINGS": "error"}
-        for name in ("CARE_SWEEP_DATABASE_URL", "CARE_SWEEP_STORAGE_URI", "CARE_SWEEP_DATA_ROOTS"):
+        environment["CARE_SWEEP_DATABASE_URL"] = self.settings.database_url
+        for name in ("CARE_SWEEP_STORAGE_URI", "CARE_SWEEP_DATA_ROOTS"):
             environment.pop(name, None)
         started = time.monotonic()
         with self.log_path.open("ab") as log:
@@ -127,15 +128,24 @@ class ServiceProcess:
 
     def stop(self) -> None:
         self.process.terminate()
+        self._wait()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._wait()
+
+    def _wait(self) -> None:
         self.process.wait(timeout=30)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
 
 @contextmanager
-def _process(home: Path) -> Iterator[ServiceProcess]:
+def service_process(home: Path, database_url: str = "") -> Iterator[ServiceProcess]:
+    """A real service; on SQLite in its home where no other database is named."""
     home.mkdir(parents=True, exist_ok=True)
-    service = ServiceProcess(Settings.from_environment({"CARE_SWEEP_HOME": str(home)}))
+    environment = {"CARE_SWEEP_HOME": str(home), "CARE_SWEEP_DATABASE_URL": database_url}
+    service = ServiceProcess(Settings.from_environment(environment))
     try:
         yield service
     finally:
@@ -145,7 +155,7 @@ def _process(home: Path) -> Iterator[ServiceProcess]:
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A real service that all tests share."""
-    with _process(tmp_path_factory.mktemp("live")) as service:
+    with service_process(tmp_path_factory.mktemp("live")) as service:
         yield service
 
 
@@ -158,7 +168,7 @@ def live_fabricate(live: ServiceProcess) -> Iterator[Fabricator]:
 @pytest.fixture
 def own_process(tmp_path: Path) -> Iterator[ServiceProcess]:
     """A real service of one test, which may end it."""
-    with _process(tmp_path / "own") as service:
+    with service_process(tmp_path / "own") as service:
         yield service
 
 

@@ -3,13 +3,15 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabrication import Fabricator
 from fastapi.testclient import TestClient
 
+from care_sweep.errors import DatabaseUnavailable
 from care_sweep.spec import SweepState, TrialState
-from care_sweep.store.database import writing
+from care_sweep.store import Store
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -191,9 +193,17 @@ def test_cluster(http: TestClient, fabricate: Fabricator) -> None:
     assert 0 <= cluster["age_seconds"] < 5
 
 
+def _take_away(fabricate: Fabricator) -> None:
+    """A folder lies where the database was."""
+    engine = fabricate.store.engine
+    engine.dispose()
+    path = Path(engine.url.database or "")
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()
+
+
 def test_a_database_that_went_away(http: TestClient, fabricate: Fabricator) -> None:
-    with writing(fabricate.store.engine) as connection:
-        connection.exec_driver_sql("ALTER TABLE clusters RENAME TO elsewhere")
+    _take_away(fabricate)
     answer = http.get("/v1/cluster")
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"
@@ -201,10 +211,15 @@ def test_a_database_that_went_away(http: TestClient, fabricate: Fabricator) -> N
     assert http.get("/healthz").json()["status"] == "ok"
 
 
-def test_a_stream_whose_database_went_away(http: TestClient, fabricate: Fabricator) -> None:
+def test_a_stream_whose_database_went_away(
+    http: TestClient, fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep = fabricate.queued().id
-    with writing(fabricate.store.engine) as connection:
-        connection.exec_driver_sql("ALTER TABLE events RENAME TO elsewhere")
+
+    def away(*_: Any, **__: Any) -> None:
+        raise DatabaseUnavailable("the database does not answer")
+
+    monkeypatch.setattr(Store, "events", away)
     assert http.get(f"/v1/sweeps/{sweep}/events").text == "retry: 1000\n\n"  # come back
 
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from hashlib import shake_128
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +68,12 @@ def test_what_is_not_there_is_not_found(storage: Storage) -> None:
                 list(storage.read(absent, *part))
         storage.delete([absent, absent]) if absent == "none" else None
     assert list(storage.list("none")) == []
+
+
+def test_a_storage_can_be_reached_before_anything_is_in_it(storage: Storage) -> None:
+    storage.check()
+    storage.put(KEY, b"x")
+    storage.check()
 
 
 def test_nothing_is_replaced_unless_told(storage: Storage) -> None:
@@ -211,3 +218,17 @@ def test_a_folder_is_served_without_the_library() -> None:
     program += "print('obstore' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "False"
+
+
+def test_a_storage_that_cannot_be_reached_says_so(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for root in ("file", "file/below"):
+        with pytest.raises(StorageError, match=str(tmp_path / "file")):
+            open_storage(str(tmp_path / root)).check()
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        open_storage("s3://of-nobody/instance").check()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(StorageError, match="does not answer"):
+        open_storage(bucket).check()

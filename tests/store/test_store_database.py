@@ -6,7 +6,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from situations import claimed, in_the_middle, picture, spec
-from sqlalchemy import delete, insert, text
+from sqlalchemy import delete, insert, make_url, text
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseError
 from care_sweep.store import Store, database, open_database
-from care_sweep.store.database import reading, writing
+from care_sweep.store.database import open_as_it_is, reading, writing
 from care_sweep.store.schema import SCHEMA_VERSION, attempts, metadata, sweeps
 
 HERE = Path(__file__).parent
@@ -145,6 +146,50 @@ def test_an_unusable_url_is_refused(url: str) -> None:
     words = _refusal(url)
     assert "cannot be opened" in words
     assert "hunter2" not in words
+
+
+# --- a database that is only looked at ---
+
+
+def _look_refused(url: str) -> str:
+    with pytest.raises(DatabaseError, match="cannot be opened") as refused:
+        open_as_it_is(url)
+    return str(refused.value)
+
+
+def test_a_database_is_looked_at_as_it_is(store: Store, database_url: str) -> None:
+    in_the_middle(store)
+    before = picture(store)
+    engine = open_as_it_is(database_url)
+    assert picture(Store(engine)) == before
+    engine.dispose()
+
+
+def test_a_look_makes_nothing(tmp_path: Path, postgresql: Callable[..., str]) -> None:
+    for path in (tmp_path / "store.db", tmp_path / "not" / "there" / "store.db", tmp_path):
+        assert "there is no such file" in _look_refused(f"sqlite:///{path}")
+    assert list(tmp_path.iterdir()) == []
+    absent = make_url(postgresql()).set(database="absent").render_as_string(hide_password=False)
+    assert "does not exist" in _look_refused(absent)
+
+
+def test_a_look_changes_nothing(store: Store, database_url: str, tmp_path: Path) -> None:
+    with writing(store.engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    assert "it has schema 0001" in (said := _look_refused(database_url))
+    assert "`care-sweep db upgrade` first" in said
+    with writing(store.engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    assert "install the newer care-sweep" in _look_refused(database_url)
+    with writing(store.engine) as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
+    assert "it holds no tables of care-sweep" in _look_refused(database_url)
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as foreign:
+        foreign.execute("CREATE TABLE trials (anything)")
+    content = other.read_bytes()
+    assert "it holds no tables of care-sweep" in _look_refused(f"sqlite:///{other}")
+    assert other.read_bytes() == content
 
 
 # --- SQLite ---

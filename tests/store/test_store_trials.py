@@ -14,6 +14,7 @@ from situations import (
     in_the_middle,
     measurement,
     picture,
+    spec,
 )
 from sqlalchemy.exc import IntegrityError, StatementError
 
@@ -234,6 +235,47 @@ def test_an_attempt_whose_driver_died_ends_when_the_next_begins(
         AttemptRecord(1, begun, begun + 60, "driver lost", None),
         AttemptRecord(2, begun + 60, begun + 120, "exception", "Traceback …"),
     ]
+
+
+# --- clocks that disagree ---
+
+
+def test_nothing_ends_before_it_began(store: Store, clock: Clock) -> None:
+    """Each hand that moves a sweep on has a clock an hour behind that of the hand before."""
+
+    def hour_back() -> None:
+        clock.now -= 3600
+
+    lease = in_the_middle(store)
+    hour_back()
+    lease.interrupt_trial(0, reason="worker lost")
+    hour_back()
+    lease.start_attempt(0, 2, PARAMETERS, is_baseline=True)
+    second = store.claim(store.sweep(lease.sweep_id), "other")
+    assert second is not None
+    hour_back()
+    second.start_attempt(0, 3, PARAMETERS, is_baseline=True)
+    second.start_attempt(1, 2, PARAMETERS, is_baseline=False)
+    hour_back()
+    second.record(1, 2, measurement(1), state=TrialState.COMPLETE, value=0.5)
+    second.release()
+    third = store.claim(store.sweep(lease.sweep_id), "third")
+    assert third is not None
+    third.start_attempt(0, 4, PARAMETERS, is_baseline=True)
+    hour_back()
+    third.finish_sweep(SweepState.SUCCEEDED)
+    waiting, _ = store.submit(spec())
+    hour_back()
+    assert store.claim(waiting, "runner") is not None
+
+    sweep, claimed_later = store.sweep(lease.sweep_id), store.sweep(waiting.id)
+    assert claimed_later.started_at == claimed_later.created_at
+    spans = [(sweep.created_at, sweep.started_at), (sweep.started_at, sweep.finished_at)]
+    for trial in store.trials(lease.sweep_id).items:
+        spans.append((trial.started_at, trial.finished_at))
+        spans += [(a.started_at, a.finished_at) for a in store.attempts(lease.sweep_id, trial.number)]
+    assert len(spans) == 2 + 4 + 4 + 2 + 1 + 1
+    assert [span for span in spans if None in span or span[0] > span[1]] == []  # type: ignore[operator]
 
 
 # --- the end of the sweep ---
