@@ -27,7 +27,11 @@ class HostAndDevice:
 
 
 def look_at(few_steps: Callable[[], int]) -> HostAndDevice:
-    """What some steps on the GPU do; `few_steps` answers how many it took."""
+    """What some steps on the GPU do; `few_steps` answers how many it took.
+
+    Raises:
+        RuntimeError: the profiler saw nothing, which is no finding.
+    """
     num_waits, num_steps = _waits(few_steps)
     launches = _launches(few_steps)
     return HostAndDevice(launches / num_steps, num_waits / num_steps)
@@ -49,7 +53,10 @@ def _launches(few_steps: Callable[[], int]) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         few_steps()
         torch.cuda.synchronize()
-    return sum(event.count for event in profiler.key_averages() if is_launch(event.key))
+    num_launches = sum(event.count for event in profiler.key_averages() if is_launch(event.key))
+    if num_launches == 0:
+        raise RuntimeError("the profiler saw no launch: is CUPTI there, and is no other profiler at work?")
+    return num_launches
 
 
 def is_launch(name: str) -> bool:

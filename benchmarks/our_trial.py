@@ -12,6 +12,7 @@ from care_sweep.spec import TrialConfig
 __all__ = ["NUM_SPLITS", "OurTrial", "num_splits_for", "random_images"]
 
 NUM_SPLITS = 16  # published, with 256 images
+_NEVER_LAST = 10_000  # epochs: the views of a next one are drawn as long as there is one
 _CHANNEL_MEAN, _CHANNEL_STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)  # of random bytes
 
 
@@ -38,7 +39,7 @@ class OurTrial:
         self, encoder: str, images: torch.Tensor, *, batch_size: int, device: torch.device, precision: str
     ) -> None:
         told = {"encoder": encoder, "batch_size": batch_size, "num_splits": num_splits_for(batch_size)}
-        config = TrialConfig.model_validate({**told, **_precision(precision), "epochs": 10_000})
+        config = TrialConfig.model_validate({**told, "precision": precision, "epochs": _NEVER_LAST})
         self._device, self.num_steps = device, len(images) // batch_size
         self._num_images = self.num_steps * batch_size
         self._trial = _Trial(config, _dataset(images), device)
@@ -50,14 +51,6 @@ class OurTrial:
         self._trial.train_epoch()
         synchronise(self._device)
         return Turn(self._num_images, time.perf_counter() - started)
-
-
-def _precision(name: str) -> dict[str, str]:
-    if "precision" in TrialConfig.model_fields:
-        return {"precision": name}
-    if name == "bfloat16":
-        raise ValueError("trials have no precision but float32 here")
-    return {}
 
 
 def _dataset(images: torch.Tensor) -> Dataset:
