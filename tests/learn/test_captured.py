@@ -1,6 +1,7 @@
 """Does a step that never asks the host train as one that does? Dense views, flags read late, graphs."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,22 +87,20 @@ def test_a_step_that_diverges_is_named_and_moves_no_weight(
         return z1.sum() * (float("nan") if len(taken) == 2 else 0.0)
 
     monkeypatch.setattr(bases, "info_nce", second_is_bad)
-    first_step = dataclasses.replace(tiny, train=Split(tiny.train.images[:32], tiny.train.labels[:32]))
     config = changed(config, compile="always", equivariance_weight=0.0, weight_decay=0.1)
     trial, until_then = _Trial(config, tiny, CPU), _Trial(config, tiny, CPU)
     with pytest.raises(TrialDiverged, match=r"epoch 1, step 2 of 3: loss nan, info_nce nan, equivariance 0"):
         trial.train_epoch()
     taken.clear()
-    until_then._draws(1)
     draws = until_then._draws(1)
     until_then._drawn = 1, dataclasses.replace(draws, rates=draws.rates[:1])
     until_then.train_epoch()
-    assert len(first_step.train.labels) == 32
     for name, weight in trial.model.named_parameters():
         assert torch.equal(weight, dict(until_then.model.named_parameters())[name]), name
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_trials_of_one_sweep_share_what_is_compiled(config: TrialConfig, tiny: Dataset) -> None:
     """Other weights, temperatures, strengths, learning rates and seeds compile nothing."""
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
