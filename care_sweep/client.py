@@ -18,7 +18,8 @@ from care_sweep.answers import (
     Trial,
     TrialDetail,
 )
-from care_sweep.connection import Connection, path_of
+from care_sweep.connection import PATIENCE_SECONDS, Connection, path_of
+from care_sweep.errors import ServiceError
 from care_sweep.spec import Scalar, SweepState
 
 __all__ = ["Client"]
@@ -166,17 +167,28 @@ class Client:
         return self._connection.stream(path_of("sweeps", sweep_id, "events"), after)
 
     def wait(self, sweep_id: str, *, timeout: float | None = None) -> Sweep:
-        """Block until the sweep has ended.
+        """Block until the sweep has ended. The service may be away meanwhile, for up to a minute at a time.
 
         Raises:
             TimeoutError: it had not after `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not SweepState((sweep := self.sweep(sweep_id))["state"]).is_terminal:
+        while not SweepState((sweep := self._sweep_in_the_end(sweep_id))["state"]).is_terminal:
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"sweep {sweep_id} is still {sweep['state']} after {timeout} s")
             time.sleep(_WAIT_SECONDS)
         return sweep
+
+    def _sweep_in_the_end(self, sweep_id: str) -> Sweep:
+        """One sweep, from a service that may be away for a while."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return self.sweep(sweep_id)
+            except ServiceError as error:
+                if error.status not in (None, 503) or time.monotonic() >= give_up_at:
+                    raise
+            time.sleep(_WAIT_SECONDS)
 
     # --- trials ---
 

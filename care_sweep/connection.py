@@ -16,11 +16,12 @@ import httpx2
 
 from care_sweep.errors import CheckpointError, Problem, ServiceError
 
-__all__ = ["Connection", "path_of", "without_password"]
+__all__ = ["PATIENCE_SECONDS", "Connection", "path_of", "without_password"]
 
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0)
 _STREAM_SILENCE_SECONDS = 45.0  # the service sends a sign of life every 15 s
-_STREAM_PATIENCE_SECONDS = 60.0  # how long a service may be away before a follower gives up
+PATIENCE_SECONDS = 60.0
+"""How long a service or its database may be away before a follower gives up."""
 
 
 class Connection:
@@ -51,7 +52,8 @@ class Connection:
                     raise self._unreachable(error) from error
                 time.sleep(pause)
                 continue
-            if response.status_code == 503 and is_safe and pause is not None:
+            may_pass = response.status_code == 503 or "retry-after" in response.headers
+            if may_pass and is_safe and pause is not None:
                 time.sleep(pause)
                 continue
             return _accepted(response)
@@ -93,7 +95,7 @@ class Connection:
                     yield event.json()
             except (httpx2.TransportError, _InterruptedError) as error:
                 lost_at = lost_at or time.monotonic()
-                if time.monotonic() - lost_at > _STREAM_PATIENCE_SECONDS:
+                if time.monotonic() - lost_at > PATIENCE_SECONDS:
                     raise self._unreachable(error) from error
                 time.sleep(_BACKOFF_SECONDS[-1])
             else:

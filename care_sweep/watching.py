@@ -97,6 +97,8 @@ class SweepProgress:
         if self.started_at is None or self.told_at is None or not 0 < self.share_done < 1:
             return None
         elapsed = (self.told_at - self.started_at).total_seconds()
+        if elapsed <= 0:  # another machine's clock told of the later event
+            return None
         return elapsed * (1 - self.share_done) / self.share_done
 
     def summary(self) -> str:

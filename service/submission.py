@@ -60,7 +60,7 @@ def _dataset_problems(spec: SweepSpec, settings: Settings) -> Iterator[Problem]:
 
 def _known_cluster(store: Store) -> ClusterRecord | None:
     newest = next(iter(store.clusters()), None)
-    if newest is None or store.clock() - newest.reported_at > _CLUSTER_IS_KNOWN_SECONDS:
+    if newest is None or abs(store.clock() - newest.reported_at) > _CLUSTER_IS_KNOWN_SECONDS:
         return None
     return newest
 

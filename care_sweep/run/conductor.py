@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from care_sweep.errors import StorageError
+from care_sweep.errors import DatabaseUnavailable, StorageError
 from care_sweep.layout import discard_training_states, trial_prefix
 from care_sweep.search.asha import SuccessiveHalving
 from care_sweep.search.retention import CompleteTrial, surplus
@@ -163,7 +163,10 @@ class Conductor:
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
-        wishes = self._store.wishes(self._lease.sweep_id, seen=self._revision)
+        try:
+            wishes = self._store.wishes(self._lease.sweep_id, seen=self._revision)
+        except DatabaseUnavailable:
+            return  # nobody can wish anything now; the next write waits, and says so
         if wishes is None:
             return
         self._revision, self._state, self.spec = wishes.revision, wishes.state, wishes.spec

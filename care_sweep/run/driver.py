@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from care_sweep.errors import LeaseLost
+from care_sweep.run.patience import Complaints, outlast
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState, TrialState
 from care_sweep.storage import open_storage
@@ -35,7 +36,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = Settings.from_environment()
     store = Store(open_database(settings.database_url))
-    lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock)
+    lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock, persist=outlast)
     try:
         drive(store, lease, settings)
     except LeaseLost as error:
@@ -63,17 +64,13 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
 
         assert settings.ray_address, "the runner sets RAY_ADDRESS"
         connect(settings.ray_address)
-        conductor = Conductor(
-            store,
-            lease,
-            open_storage(settings.storage_uri),
-            num_checkpoints_kept=settings.num_checkpoints_kept,
-        )
+        storage, num_kept = open_storage(settings.storage_uri), settings.num_checkpoints_kept
+        conductor = outlast(lambda: Conductor(store, lease, storage, num_checkpoints_kept=num_kept))
         run_trials(conductor, settings)
     if conductor.is_paused:
         lease.release(reason="paused")
         return
-    counts = store.sweep(lease.sweep_id).trial_counts
+    counts = outlast(lambda: store.sweep(lease.sweep_id)).trial_counts
     if conductor.is_draining:
         lease.finish_sweep(SweepState.SUCCEEDED, reason="stopped")
     elif conductor.has_cut_short and set(counts) != {TrialState.FAILED}:
@@ -101,6 +98,7 @@ def _kept(lease: Lease) -> Iterator[None]:
 def _keep(lease: Lease, done: threading.Event) -> None:
     """End the process as soon as the lease is lost or the runner gone: it may write nothing more."""
     runner, counted = os.getppid(), time.monotonic()
+    complaints = Complaints("the lease could not be renewed")
     while not done.wait(_RENEW_SECONDS):
         if os.getppid() != runner:
             _LOG.warning("the runner is gone")
@@ -109,11 +107,12 @@ def _keep(lease: Lease, done: threading.Event) -> None:
         try:
             lease.renew(now - counted)
             counted = now
+            complaints.note(None)
         except LeaseLost as error:
             _LOG.warning("%s", error)
             os._exit(LEASE_LOST)
-        except Exception:  # noqa: BLE001  (the database may be away for a while)
-            _LOG.exception("the lease could not be renewed; trying again")
+        except Exception as error:  # noqa: BLE001  (the database may be away for a while)
+            complaints.note(error)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from care_sweep.errors import LeaseLost, NotFound, StorageError
+from care_sweep.errors import DatabaseUnavailable, LeaseLost, NotFound, StorageError
 from care_sweep.layout import discard_training_states, sweep_prefix
 from care_sweep.run.cluster import connect, describe
 from care_sweep.run.driver import LEASE_LOST
+from care_sweep.run.patience import Complaints, outlast
 from care_sweep.run.tidying import tidy_up
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState
@@ -28,6 +29,9 @@ __all__ = ["Runner", "main"]
 
 LEASE_SECONDS = 15.0
 """A lease has run out once its counter stood still this long on the observer's own monotonic clock."""
+
+_BLIND_SECONDS = 5.0
+"""Who saw nothing for so long, since the database was away or it slept itself, observes anew."""
 
 _HANG_SECONDS = 60.0  # of a driver of one's own, whose process is there and may be slow to start
 _POLL_SECONDS = 0.5
@@ -47,8 +51,11 @@ class _Driver:
 
 @dataclass
 class _Observation:
+    """A counter that this runner has seen stand, from when on, and when last."""
+
     counter: int
     since: float
+    seen_at: float
 
 
 @dataclass
@@ -91,7 +98,7 @@ class Runner:
         """End the drivers and let go of their sweeps, which go on when a runner claims them again."""
         for driver in self._drivers.values():
             self._kill(driver)
-            with contextlib.suppress(LeaseLost):
+            with contextlib.suppress(LeaseLost, DatabaseUnavailable):  # then its lease runs out
                 driver.lease.release()
             self._keep_log(driver)
         self._drivers.clear()
@@ -110,12 +117,16 @@ class Runner:
         return self._has_run_out(sweep, LEASE_SECONDS)
 
     def _has_run_out(self, sweep: SweepRecord, seconds: float) -> bool:
-        """Whether the sweep's counter stood still for so long, from when this runner first saw it stand."""
-        now = self.monotonic()
+        """Whether this runner saw the sweep's counter stand still for so long, though it could have moved."""
         seen = self._observed.get(sweep.id)
-        if seen is None or seen.counter != sweep.lease_counter:
-            self._observed[sweep.id] = _Observation(sweep.lease_counter, now)
+        stood = seen is not None and seen.counter == sweep.lease_counter
+        if seen is not None and stood and self.monotonic() - seen.since > seconds / 3:
+            self.store.ping()  # where nobody can write, nobody can renew
+        now = self.monotonic()
+        if seen is None or not stood or now - seen.seen_at > _BLIND_SECONDS:
+            self._observed[sweep.id] = _Observation(sweep.lease_counter, now, now)
             return False
+        seen.seen_at = now
         return now - seen.since >= seconds
 
     def _begin(self, sweep: SweepRecord, lease: Lease) -> None:
@@ -228,24 +239,6 @@ def _is_cancelled(sweep: SweepRecord) -> bool:
     return sweep.state is SweepState.STOPPING and sweep.reason == "cancelled"
 
 
-class _Complaints:
-    """Logs a trouble when it begins and when it is over, not each time it is met."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._current: str | None = None
-
-    def note(self, error: Exception | None) -> None:
-        found = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
-        if found == self._current:
-            return
-        self._current = found
-        if error is None:
-            _LOG.info("%s: in order again", self._what)
-        else:
-            _LOG.error("%s; trying again", self._what, exc_info=error)
-
-
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").rstrip().splitlines()
     return lines[-1][:1000] if lines else "nothing"
@@ -259,24 +252,24 @@ def main() -> int:
         _LOG.error("RAY_ADDRESS is not set: `care-sweep serve` starts a local Ray and sets it")
         return 2
     stop = threading.Event()
-    store = Store(open_database(settings.database_url))
+    store = Store(outlast(lambda: open_database(settings.database_url)))
     connect(settings.ray_address)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     runner = Runner(settings, store)
     reporter = functools.partial(_report_cluster, runner.name, store)
-    reports = (reporter, _REPORT_SECONDS, stop, _Complaints("the cluster could not be reported"))
+    reports = (reporter, _REPORT_SECONDS, stop, Complaints("the cluster could not be reported"))
     threading.Thread(target=_repeat, args=reports, name="cluster", daemon=True).start()
     threading.Thread(target=_tidy_up, args=(settings, store), name="tidying", daemon=True).start()
     _LOG.info("runner %s is ready", runner.name)
     try:
-        _repeat(runner.step, _POLL_SECONDS, stop, _Complaints("the sweeps could not be looked after"))
+        _repeat(runner.step, _POLL_SECONDS, stop, Complaints("the sweeps could not be looked after"))
     finally:
         runner.close()
     return 0
 
 
-def _repeat(step: Callable[[], None], seconds: float, stop: threading.Event, complaints: _Complaints) -> None:
+def _repeat(step: Callable[[], None], seconds: float, stop: threading.Event, complaints: Complaints) -> None:
     while not stop.wait(seconds):
         try:
             step()

@@ -15,8 +15,8 @@ __all__ = ["tidy_up"]
 
 _LOG = logging.getLogger(__name__)
 
-_YOUNG_SECONDS = 3600.0
-"""What is younger may belong to a writer that is still at work."""
+_YOUNG_SECONDS = 24 * 3600.0
+"""What is younger may belong to a writer that is still at work, and the clocks be hours apart."""
 
 _SWEEP_ID = re.compile(r"[0-9a-f]{12}")
 _OURS = re.compile(r"sweeps/\w+/trials/\d{5,}/attempt-\d+/(state-\d{5,}\.pt|checkpoint\.tar)")

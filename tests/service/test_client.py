@@ -2,9 +2,12 @@
 
 import contextlib
 import itertools
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -151,6 +154,47 @@ def test_events_go_on_over_a_restart(own_process: ServiceProcess) -> None:
         own_process.start(port)
         client.cancel(sweep)
         assert [event["data"]["state"] for event in events] == ["CANCELLED"]
+
+
+def test_a_wait_goes_on_over_a_restart(own_process: ServiceProcess) -> None:
+    with Client(own_process.url) as client, ThreadPoolExecutor(1) as pool:
+        sweep = client.submit(document())["id"]
+        waiting = pool.submit(client.wait, sweep)
+        port = urlsplit(own_process.url).port
+        own_process.stop()
+        time.sleep(3)  # longer than a single request is tried again
+        own_process.start(port)
+        client.cancel(sweep)
+        assert waiting.result()["state"] == "CANCELLED"
+
+
+def test_a_wait_gives_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("care_sweep.client.PATIENCE_SECONDS", 0.0)
+    with Client("http://127.0.0.1:1") as client, pytest.raises(ServiceError, match="no answer"):
+        client.wait("any")
+
+
+def test_a_submission_that_is_under_way_is_asked_for_again() -> None:
+    answers = [
+        b"HTTP/1.1 409 Conflict\r\nRetry-After: 5\r\nContent-Length: 2\r\n\r\n{}",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"id": "once"}',
+    ]
+    keys = []
+    with _listening() as (listener, url), Client(url) as client:
+
+        def serve() -> None:
+            with listener.accept()[0] as connection:
+                for answer in answers:
+                    keys.append(re.search(rb"Idempotency-Key: (\w+)", connection.recv(65536), re.IGNORECASE))
+                    connection.sendall(answer)
+
+        other = threading.Thread(target=serve)
+        other.start()
+        assert client.submit(document())["id"] == "once"
+        other.join()
+    assert keys[0] is not None
+    assert keys[1] is not None
+    assert keys[0][1] == keys[1][1]
 
 
 def test_a_submission_whose_answer_is_lost_is_made_once(

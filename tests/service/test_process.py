@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from conftest import ServiceProcess, opened, run_python, top_modules
 from fabrication import Fabricator, document
 
 from care_sweep.spec import SweepState
+from care_sweep.store.database import writing
 from service.__main__ import listen
 
 
@@ -66,21 +68,32 @@ def test_connections_send_at_once() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_it_ends_soon_with_streams_open(own_process: ServiceProcess) -> None:
-    with opened(own_process.settings) as store, contextlib.ExitStack() as stack:
+def test_it_ends_soon_with_streams_open_and_finishes_what_is_in_flight(own_process: ServiceProcess) -> None:
+    limits = httpx2.Limits(max_connections=110)
+    with (
+        opened(own_process.settings) as store,
+        httpx2.Client(base_url=own_process.url, limits=limits, timeout=60) as http,
+        ThreadPoolExecutor(1) as pool,
+        contextlib.ExitStack() as stack,
+    ):
         sweep = Fabricator(store, own_process.settings.storage_uri).queued().id
-        http = stack.enter_context(
-            httpx2.Client(base_url=own_process.url, limits=httpx2.Limits(max_connections=50))
-        )
         lines = []
-        for _ in range(30):
+        for _ in range(100):
             stream = stack.enter_context(http.stream("GET", f"/v1/sweeps/{sweep}/events"))
             lines.append(stream.iter_lines())
             assert next(lines[-1]).startswith("event: sweep")
-        started = time.monotonic()
-        own_process.process.send_signal(signal.SIGTERM)
+        with writing(store.engine):  # what is submitted now has to wait
+            in_flight = pool.submit(http.post, "/v1/sweeps", json=document())
+            time.sleep(1)
+            started = time.monotonic()
+            own_process.process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+            assert not in_flight.done()
+        answer = in_flight.result()
         assert own_process.process.wait(timeout=30) in (0, -signal.SIGTERM)
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 15
+        assert answer.status_code == 201
+        assert store.sweep(answer.json()["id"]).name == "first look"
         for rest in lines:
             assert "retry: 1000" in list(rest)
     log = own_process.log_path.read_text()

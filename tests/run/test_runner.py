@@ -1,0 +1,178 @@
+"""When is a sweep taken over, or a driver replaced? Never for the fault of a database or a clock."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conducting import Clock, sweep_spec
+from sqlalchemy import event
+
+from care_sweep.errors import DatabaseUnavailable
+from care_sweep.run import runner as runner_module
+from care_sweep.run.runner import LEASE_SECONDS, Runner
+from care_sweep.settings import Settings
+from care_sweep.store import Lease, Store, open_database
+
+HANG_SECONDS = 60.0
+
+
+class Driver:
+    """A driver's process that does nothing until it is told to end."""
+
+    pid, status = 0, None
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def poll(self) -> int | None:
+        return self.status
+
+    def terminate(self) -> None:
+        self.status = -15
+
+    def wait(self, _: float | None = None) -> None:
+        assert self.status is not None
+
+
+class Scene:
+    """A runner that looks twice a second at one sweep, which another runner holds or it itself."""
+
+    def __init__(self, home: Path) -> None:
+        settings = Settings.from_environment({"CARE_SWEEP_HOME": str(home)})
+        self.clock = Clock()
+        self.wall = Clock()
+        self.store = Store(open_database(settings.database_url), self.wall)
+        self.sweep_id = self.store.submit(sweep_spec())[0].id
+        self.runner = Runner(settings, self.store, monotonic=self.clock, name="ours")
+
+    def held_by_another(self) -> Lease:
+        lease = self.store.claim(self.store.sweep(self.sweep_id), "another")
+        assert lease is not None
+        return lease
+
+    @property
+    def owner(self) -> str | None:
+        return self.store.sweep(self.sweep_id).lease_owner
+
+    def look_for(self, seconds: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            self.runner.step()
+            meanwhile()
+            self.clock.now += 0.5
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    monkeypatch.setattr(runner_module.subprocess, "Popen", Driver)
+    scene = Scene(tmp_path)
+    yield scene
+    scene.store.engine.dispose()
+
+
+@pytest.fixture
+def no_writes(scene: Scene) -> Iterator[Callable[[bool], None]]:
+    """Says whether the database takes writes from now on."""
+    is_read_only = False
+
+    def configure(connection: Any, *_: Any) -> None:
+        connection.execute(f"PRAGMA query_only={'ON' if is_read_only else 'OFF'}")
+
+    def switch(now: bool) -> None:
+        nonlocal is_read_only
+        is_read_only = now
+
+    event.listen(scene.store.engine, "checkout", configure)
+    yield switch
+
+
+def test_a_lease_that_stands_still_is_taken_over_after_its_length(scene: Scene) -> None:
+    scene.held_by_another()
+    scene.look_for(LEASE_SECONDS)
+    assert scene.owner == "another"
+    scene.look_for(1)
+    assert scene.owner == "ours"
+
+
+def test_a_lease_that_is_renewed_is_not(scene: Scene) -> None:
+    lease = scene.held_by_another()
+    for _ in range(20):
+        scene.look_for(LEASE_SECONDS - 1)
+        lease.renew()
+    assert scene.owner == "another"
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_wall_clock_that_is_an_hour_off_takes_nothing_over(scene: Scene, hours: int) -> None:
+    lease = scene.held_by_another()
+
+    def jump() -> None:
+        scene.wall.now += 3600 * hours
+
+    scene.look_for(LEASE_SECONDS - 2, jump)
+    lease.renew()
+    scene.look_for(LEASE_SECONDS - 2, jump)
+    assert scene.owner == "another"
+
+
+def test_who_did_not_look_knows_nothing(scene: Scene) -> None:
+    """It slept, or its reads hung: so may the holder's renewals have."""
+    lease = scene.held_by_another()
+    scene.look_for(3)
+    scene.clock.now += 30
+    scene.look_for(LEASE_SECONDS)
+    assert scene.owner == "another"
+    lease.renew()
+    scene.look_for(LEASE_SECONDS - 1)
+    assert scene.owner == "another"
+
+
+def test_where_nobody_can_write_nobody_has_failed_to(scene: Scene, no_writes: Callable[[bool], None]) -> None:
+    lease = scene.held_by_another()
+    no_writes(True)
+    for _ in range(2 * 40):
+        try:
+            scene.look_for(0.5)
+        except DatabaseUnavailable:
+            scene.clock.now += 0.5
+    no_writes(False)
+    scene.look_for(LEASE_SECONDS)
+    assert scene.owner == "another"
+    lease.renew()
+    scene.look_for(LEASE_SECONDS + 1)
+    assert scene.owner == "ours", "now it could have"
+
+
+def test_a_driver_that_hangs_is_replaced(scene: Scene) -> None:
+    scene.look_for(HANG_SECONDS)
+    assert scene.store.sweep(scene.sweep_id).fencing_token == 1
+    scene.look_for(2)
+    assert scene.store.sweep(scene.sweep_id).fencing_token == 2
+
+
+def test_a_driver_is_not_replaced_for_a_database_that_was_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise DatabaseUnavailable("the database does not answer")
+
+    scene.look_for(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.store, "sweep", away)
+        for _ in range(2 * 90):
+            with pytest.raises(DatabaseUnavailable):
+                scene.runner.step()
+            scene.clock.now += 0.5
+    scene.look_for(HANG_SECONDS)
+    assert scene.store.sweep(scene.sweep_id).fencing_token == 1
+
+
+def test_a_runner_ends_its_drivers_though_the_database_is_away(
+    scene: Scene, no_writes: Callable[[bool], None]
+) -> None:
+    scene.look_for(1)
+    (driver,) = scene.runner._drivers.values()
+    no_writes(True)
+    scene.runner.close()
+    assert driver.process.poll() is not None
