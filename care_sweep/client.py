@@ -1,5 +1,6 @@
 """How does a program use the service? The HTTP API as typed methods that survive dropped connections."""
 
+import codecs
 import json
 import secrets
 import time
@@ -199,6 +200,12 @@ class Client:
         path = path_of("sweeps", sweep_id, "trials", number, "logs")
         parameters = {} if attempt is None else {"attempt": attempt}
         return self._connection.request("GET", path, is_safe=True, params=parameters).text
+
+    def follow_logs(self, sweep_id: str, number: int, *, attempt: int | None = None) -> Iterator[str]:
+        """What an attempt (by default the last) has logged, and then what it logs, until it has ended."""
+        attempt = attempt or self.trial(sweep_id, number)["attempt"]
+        path = path_of("sweeps", sweep_id, "trials", number, "logs")
+        return codecs.iterdecode(self._connection.tail(path, attempt=attempt), "utf-8", errors="replace")
 
     def download(self, sweep_id: str, path: str | Path, *, number: int | None = None) -> Path:
         """Download the checkpoint of the best trial, or of trial `number`; returns where it lies.

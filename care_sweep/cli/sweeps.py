@@ -19,6 +19,7 @@ from care_sweep.cli.options import (
     command,
     print_answer,
     print_json,
+    printable,
 )
 from care_sweep.client import Client
 from care_sweep.spec import SweepState
@@ -148,13 +149,26 @@ def logs(
     sweep_id: SweepId,
     number: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.", min=0)],
     attempt: Annotated[int | None, typer.Option(help="Default: the last one.", min=1)] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until the attempt has ended (JSON: one piece a line).")
+    ] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a trial has logged."""
+    """Print what a trial has logged; control characters stand escaped."""
+    answer = {"sweep_id": sweep_id, "number": number}
     with client_at(url) as client:
-        text = client.logs(sweep_id, number, attempt=attempt)
-    print_answer({"sweep_id": sweep_id, "number": number, "text": text}, text.removesuffix("\n"), as_json)
+        if not follow:
+            text = client.logs(sweep_id, number, attempt=attempt)
+            return print_answer({**answer, "text": text}, printable(text.removesuffix("\n")), as_json)
+        try:
+            for text in client.follow_logs(sweep_id, number, attempt=attempt):
+                if as_json:
+                    print_json({**answer, "text": text}, indent=None)
+                else:
+                    print(printable(text), end="", flush=True)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
 
 @command()

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from conftest import ServiceProcess
+from conftest import ServiceProcess, opened
 from fabrication import Fabricator, contents, document
 
 from care_sweep.client import Client
@@ -40,6 +40,7 @@ def test_read_a_finished_sweep(client: Client, live_fabricate: Fabricator) -> No
     assert client.trial(sweep, 1)["attempts"][0]["attempt"] == 1
     assert [one["epoch"] for one in client.measurements(sweep, 1)] == [1, 2]
     assert client.logs(sweep, 1) == client.logs(sweep, 1, attempt=1) == "trial 1 begins\n"
+    assert list(client.follow_logs(sweep, 1)) == ["trial 1 begins\n"]
     assert [one["number"] for one in client.best(sweep, 2)["configurations"]] == [1, 2]
     newest = itertools.islice(client.sweeps(page_size=1), 2)
     assert sweep in [one["id"] for one in newest]
@@ -151,6 +152,59 @@ def test_events_go_on_over_a_restart(own_process: ServiceProcess) -> None:
         own_process.start(port)
         client.cancel(sweep)
         assert [event["data"]["state"] for event in events] == ["CANCELLED"]
+
+
+def _with_a_long_log(fabricate: Fabricator) -> tuple[str, str]:
+    """A finished sweep and what its trial 1 has logged, with characters of two bytes to be cut in two."""
+    sweep, text = fabricate.finished(), "ünentwegt\n" * 300_000
+    fabricate.log(sweep, 1, text)
+    return sweep, text
+
+
+def test_logs_go_on_over_broken_connections(live: ServiceProcess, live_fabricate: Fabricator) -> None:
+    sweep, text = _with_a_long_log(live_fabricate)
+    with _proxy(live.url, cuts=[0, 20_001, 500_000]) as (url, sent), Client(url) as client:
+        assert "".join(client.follow_logs(sweep, 1, attempt=1)) == text
+    assert sum(sent) < len(text.encode()) * 1.1, "what has come is not asked for again"
+
+
+def test_logs_go_on_over_a_restart(own_process: ServiceProcess) -> None:
+    """The stream that a stopping service ends is not the end of the attempt."""
+    with opened(own_process.settings) as store, Client(own_process.url) as client:
+        fabricate = Fabricator(store, own_process.settings.storage_uri)
+        lease = fabricate.claimed()
+        lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
+        fabricate.log(lease.sweep_id, 0, "begins\n")
+        pieces = client.follow_logs(lease.sweep_id, 0)
+        assert next(pieces) == "begins\n"
+        port = urlsplit(own_process.url).port
+        own_process.stop()
+        own_process.start(port)
+        fabricate.log(lease.sweep_id, 0, "begins\nends\n")
+        lease.finish_sweep(SweepState.CANCELLED)
+        assert "".join(pieces) == "ends\n"
+
+
+def test_a_long_silence_is_no_end(
+    client: Client, live_fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("care_sweep.connection._STREAM_SILENCE_SECONDS", 3.0)
+    monkeypatch.setattr("care_sweep.connection._STREAM_PATIENCE_SECONDS", 2.0)
+    lease = live_fabricate.claimed()
+    lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
+    ending = threading.Timer(9.0, lease.finish_sweep, [SweepState.CANCELLED])
+    ending.start()
+    assert list(client.follow_logs(lease.sweep_id, 0)) == []
+    assert not ending.is_alive()
+    ending.join()
+
+
+def test_no_logs_to_follow(client: Client, live_fabricate: Fabricator) -> None:
+    sweep = live_fabricate.finished()
+    for number, attempt, said in ((9, None, "no trial 9"), (1, 7, "no attempt 7")):
+        with pytest.raises(ServiceError, match=said) as refused:
+            list(client.follow_logs(sweep, number, attempt=attempt))
+        assert refused.value.status == 404
 
 
 def test_a_submission_whose_answer_is_lost_is_made_once(
