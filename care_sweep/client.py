@@ -25,6 +25,7 @@ from care_sweep.spec import Scalar, SweepState
 __all__ = ["Client"]
 
 _WAIT_SECONDS = 0.5
+_EXPORT_SECONDS = 600.0  # the file is written before its first byte is sent
 
 
 class Client:
@@ -178,6 +179,24 @@ class Client:
                 raise TimeoutError(f"sweep {sweep_id} is still {sweep['state']} after {timeout} s")
             time.sleep(_WAIT_SECONDS)
         return sweep
+
+    def export(
+        self,
+        sweep_id: str,
+        path: str | Path,
+        *,
+        file_format: Literal["csv", "parquet", "optuna"] = "csv",
+        rows: Literal["trials", "measurements"] | None = None,
+    ) -> Path:
+        """Write a sweep into one file; returns where it lies. `path` and errors are as of `download`.
+
+        Args:
+            file_format: `optuna` is for `optuna.load_study(study_name=sweep_id, storage="sqlite:///FILE")`.
+            rows: of the others: one a trial (the default) with all its configuration, or one a measurement.
+        """
+        where = path_of("sweeps", sweep_id, "export") + f"?format={file_format}"
+        where += "" if rows is None else f"&rows={rows}"
+        return self._connection.download(where, Path(path), prepared_seconds=_EXPORT_SECONDS)
 
     # --- trials ---
 

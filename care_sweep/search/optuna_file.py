@@ -5,7 +5,9 @@ schema: its own `add_trial` takes about 2 ms for each value of each epoch. A tes
 that `add_trial` has filled.
 """
 
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -18,7 +20,7 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, create_trial
 
-from care_sweep.errors import StorageError
+from care_sweep.errors import CareSweepError
 from care_sweep.search.space import distributions_inside
 from care_sweep.search.study import VIOLATION, quiet_study
 from care_sweep.spec import Scalar, SweepSpec, TrialState
@@ -54,7 +56,7 @@ def write_study(path: Path, name: str, spec: SweepSpec, trials: Iterable[StoredT
     and `reason`; the study's `spec` is the sweep's document.
 
     Raises:
-        StorageError: there is no room for the file.
+        OSError: the disk is full.
     """
     try:
         study_id = _make_study(path, name, spec)
@@ -63,8 +65,21 @@ def write_study(path: Path, name: str, spec: SweepSpec, trials: Iterable[StoredT
             with connection:
                 for trial_id, trial in enumerate(trials, start=1):
                     _insert(connection, study_id, trial_id, _frozen(trial, spec))
-    except (sqlite3.OperationalError, optuna.exceptions.StorageInternalError) as error:
-        raise StorageError(f"the file for Optuna cannot be written: {error}") from error
+    except CareSweepError:  # of where the trials come from
+        raise
+    except Exception as error:
+        if _is_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether SQLite has said so, to us or to what Optuna has it wrapped in."""
+    while error is not None:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _make_study(path: Path, name: str, spec: SweepSpec) -> int:

@@ -1,14 +1,16 @@
 """The file for Optuna holds what `add_trial` would have put there, and Optuna works with it."""
 
+import errno
 import itertools
-import resource
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
-from care_sweep.errors import StorageError
+from care_sweep.errors import DatabaseFull
 from care_sweep.search import optuna_file
 from care_sweep.search.optuna_file import StoredTrial, write_study
 from care_sweep.search.space import suggest
@@ -131,13 +133,32 @@ def test_optuna_goes_on_from_it(space: SearchSpace, tmp_path: Path) -> None:
     assert "temperature" in found
 
 
-def test_a_file_that_has_no_room(plain_space: SearchSpace, tmp_path: Path) -> None:
-    curve = dict.fromkeys(range(1, 10001), 0.5)
-    trials = [_trial(number, VALUES, TrialState.FAILED, curve=curve) for number in range(20)]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
-    try:
-        with pytest.raises(StorageError, match="for Optuna cannot be written: "):
-            write_study(tmp_path / "study.db", "0123", _spec(plain_space), trials)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+@pytest.mark.parametrize("whose", ["sqlite3.connect", "sqlite3.dbapi2.connect"], ids=["ours", "Optuna's"])
+def test_a_full_disk_is_told(
+    plain_space: SearchSpace, tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def without_room(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count=10")
+        return connection
+
+    monkeypatch.setattr(whose, without_room)
+    trials = [_trial(0, VALUES, TrialState.FAILED, curve=dict.fromkeys(range(1, 10_001), 0.5))]
+    with pytest.raises(OSError, match="No space left on device") as full:
+        write_study(tmp_path / "study.db", "0123", _spec(plain_space), trials)
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_what_the_giver_of_trials_raises_passes(plain_space: SearchSpace, tmp_path: Path) -> None:
+    """The sweep's own database may be a full SQLite too."""
+    cause = sqlite3.OperationalError()
+    cause.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def trials() -> Iterator[StoredTrial]:
+        yield _trial(0, VALUES, TrialState.FAILED)
+        raise DatabaseFull("full") from cause
+
+    with pytest.raises(DatabaseFull):
+        write_study(tmp_path / "study.db", "0123", _spec(plain_space), trials())

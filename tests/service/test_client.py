@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -108,6 +109,39 @@ def test_download(client: Client, live_fabricate: Fabricator, tmp_path: Path) ->
     with pytest.raises(ServiceError):
         client.download(sweep, tmp_path / "none.tar", number=9)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["best.tar", named.name])
+
+
+def test_export(client: Client, live_fabricate: Fabricator, tmp_path: Path) -> None:
+    sweep = live_fabricate.finished()
+    file = client.export(sweep, tmp_path / "trials.csv")
+    assert file == tmp_path / "trials.csv"
+    assert file.read_bytes().count(b"COMPLETE") == 4
+    named = client.export(sweep, tmp_path, file_format="parquet", rows="measurements")
+    assert named == tmp_path / f"{sweep}-measurements.parquet"
+    assert named.read_bytes().startswith(b"PAR1")
+    study = client.export(sweep, tmp_path / "study.db", file_format="optuna")
+    assert study.read_bytes().startswith(b"SQLite format 3\0")
+    with pytest.raises(ServiceError, match="/query/rows") as refused:
+        client.export(sweep, tmp_path / "none.db", file_format="optuna", rows="trials")
+    assert refused.value.status == 422
+    assert set(tmp_path.iterdir()) == {file, named, study}
+
+
+def test_an_export_that_takes_long_to_prepare(
+    live: ServiceProcess, live_fabricate: Fabricator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than other answers are waited for, but not for ever."""
+    sweep = live_fabricate.finished()
+
+    def slowly(data: bytes) -> bytes:
+        time.sleep(1.5)
+        return data
+
+    with _proxy(live.url, change=slowly) as (url, _), Client(url, timeout=0.5) as client:
+        assert client.export(sweep, tmp_path / "trials.csv").is_file()
+        monkeypatch.setattr("care_sweep.client._EXPORT_SECONDS", 0.5)
+        with pytest.raises(ServiceError, match="timed out"):
+            client.export(sweep, tmp_path / "never.csv")
 
 
 def test_a_download_that_is_cut_goes_on(
