@@ -1,5 +1,6 @@
 """How does a program use the service? The HTTP API as typed methods that survive dropped connections."""
 
+import codecs
 import json
 import secrets
 import time
@@ -25,6 +26,7 @@ from care_sweep.spec import Scalar, SweepState
 __all__ = ["Client"]
 
 _WAIT_SECONDS = 0.5
+_EXPORT_SECONDS = 600.0  # the file is written before its first byte is sent
 
 
 class Client:
@@ -190,6 +192,24 @@ class Client:
                     raise
             time.sleep(_WAIT_SECONDS)
 
+    def export(
+        self,
+        sweep_id: str,
+        path: str | Path,
+        *,
+        file_format: Literal["csv", "parquet", "optuna"] = "csv",
+        rows: Literal["trials", "measurements"] | None = None,
+    ) -> Path:
+        """Write a sweep into one file; returns where it lies. `path` and errors are as of `download`.
+
+        Args:
+            file_format: `optuna` is for `optuna.load_study(study_name=sweep_id, storage="sqlite:///FILE")`.
+            rows: of the others: one a trial (the default) with all its configuration, or one a measurement.
+        """
+        where = path_of("sweeps", sweep_id, "export") + f"?format={file_format}"
+        where += "" if rows is None else f"&rows={rows}"
+        return self._connection.download(where, Path(path), prepared_seconds=_EXPORT_SECONDS)
+
     # --- trials ---
 
     def trials(self, sweep_id: str, *, states: Sequence[str] = (), page_size: int = 500) -> Iterator[Trial]:
@@ -211,6 +231,12 @@ class Client:
         path = path_of("sweeps", sweep_id, "trials", number, "logs")
         parameters = {} if attempt is None else {"attempt": attempt}
         return self._connection.request("GET", path, is_safe=True, params=parameters).text
+
+    def follow_logs(self, sweep_id: str, number: int, *, attempt: int | None = None) -> Iterator[str]:
+        """What an attempt (by default the last) has logged, and then what it logs, until it has ended."""
+        attempt = attempt or self.trial(sweep_id, number)["attempt"]
+        path = path_of("sweeps", sweep_id, "trials", number, "logs")
+        return codecs.iterdecode(self._connection.tail(path, attempt=attempt), "utf-8", errors="replace")
 
     def download(self, sweep_id: str, path: str | Path, *, number: int | None = None) -> Path:
         """Download the checkpoint of the best trial, or of trial `number`; returns where it lies.

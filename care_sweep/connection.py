@@ -6,10 +6,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -17,6 +17,8 @@ import httpx2
 from care_sweep.errors import CheckpointError, Problem, ServiceError
 
 __all__ = ["PATIENCE_SECONDS", "Connection", "path_of", "without_password"]
+
+_T = TypeVar("_T")
 
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0)
 _STREAM_SILENCE_SECONDS = 45.0  # the service sends a sign of life every 15 s
@@ -86,13 +88,38 @@ class Connection:
         A dropped connection is taken up again where it broke, for as long as the service is not away for
         more than a minute.
         """
+
+        def rest() -> Iterator[Any]:
+            nonlocal after
+            for event in self._stream_once(path, after):
+                after = int(event.id)
+                yield event.json()
+
+        return self._over_breaks(rest)
+
+    def tail(self, path: str, **parameters: Any) -> Iterator[bytes]:
+        """The bytes of what grows at a path, once and in order, until the service says that this was all.
+
+        A dropped connection is taken up again as by `stream`, and so is one on which nothing comes for long.
+        """
+        after = 0
+
+        def rest() -> Iterator[bytes]:
+            nonlocal after
+            for chunk in self._tail_once(path, {**parameters, "follow": True, "after": after}):
+                after += len(chunk)
+                yield chunk
+
+        return filter(None, self._over_breaks(rest))
+
+    def _over_breaks(self, rest: Callable[[], Iterator[_T]]) -> Iterator[_T]:
+        """What `rest` yields, called again for what is left where the connection broke."""
         lost_at: float | None = None
         while True:
             try:
-                for event in self._stream_once(path, after):
+                for item in rest():
                     lost_at = None
-                    after = int(event.id)
-                    yield event.json()
+                    yield item
             except (httpx2.TransportError, _InterruptedError) as error:
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > PATIENCE_SECONDS:
@@ -102,23 +129,41 @@ class Connection:
                 return
 
     def _stream_once(self, path: str, after: int) -> Iterator[httpx2.ServerSentEvent]:
-        timeout = httpx2.Timeout(self._http.timeout)
-        timeout.read = _STREAM_SILENCE_SECONDS
-        with self._http.sse(path, headers={"Last-Event-ID": str(after)}, timeout=timeout) as source:
-            if source.response.status_code == 503:
-                raise _InterruptedError("the service is not ready")
-            _accepted(source.response)
+        headers = {"Last-Event-ID": str(after)}
+        with self._http.sse(
+            path, headers=headers, timeout=self._silent_for(_STREAM_SILENCE_SECONDS)
+        ) as source:
+            _begun(source.response)
             for event in source:
                 if event.data:
                     yield event
                 elif event.retry is not None:  # how the service says that it stops but the stream goes on
                     raise _InterruptedError("the service has stopped")
 
-    def download(self, path: str, target: Path, *, needs_digest: bool = True) -> Path:
+    def _tail_once(self, path: str, parameters: Mapping[str, Any]) -> Iterator[bytes]:
+        with self._http.stream(
+            "GET", path, params=parameters, timeout=self._silent_for(_STREAM_SILENCE_SECONDS)
+        ) as response:
+            if _begun(response).status_code == 204:
+                return
+            yield b""  # a sign of life
+            yield from response.iter_bytes()
+        raise _InterruptedError("there may be more")
+
+    def _silent_for(self, seconds: float) -> httpx2.Timeout:
+        """Wait so long for the next bytes, and for a connection as ever."""
+        timeout = httpx2.Timeout(self._http.timeout)
+        timeout.read = seconds
+        return timeout
+
+    def download(
+        self, path: str, target: Path, *, needs_digest: bool = True, prepared_seconds: float | None = None
+    ) -> Path:
         """Write the file at a path to `target`, or into it if it is a folder; returns where it lies.
 
         The bytes go to a temporary name in the same folder, which becomes the file's name once the SHA-256
         that the service told is theirs. A server that is not ours need not tell one: `needs_digest` False.
+        Where the service takes long to prepare the file, `prepared_seconds` is how long it may.
 
         Raises:
             CheckpointError: it is not.
@@ -128,7 +173,7 @@ class Connection:
         partial = folder / f".{secrets.token_hex(6)}.part"
         try:
             with partial.open("wb") as file:
-                response = self._fetch(path, file)
+                response = self._fetch(path, file, prepared_seconds)
                 os.fsync(file.fileno())
             if needs_digest or "repr-digest" in response.headers:
                 _verify(partial, response)
@@ -141,13 +186,16 @@ class Connection:
                 partial.unlink()
         return final
 
-    def _fetch(self, path: str, file: IO[bytes]) -> httpx2.Response:
+    def _fetch(self, path: str, file: IO[bytes], prepared_seconds: float | None) -> httpx2.Response:
         """Write all bytes, over as many connections as it takes; returns the head of the last answer."""
         etag = ""
+        timeout = self._http.timeout if prepared_seconds is None else self._silent_for(prepared_seconds)
         for pause in (*_BACKOFF_SECONDS, None):
             headers = {"Range": f"bytes={file.tell()}-", "If-Range": etag} if etag and file.tell() else {}
             try:
-                with self._http.stream("GET", path, headers=headers, follow_redirects=True) as response:
+                with self._http.stream(
+                    "GET", path, headers=headers, follow_redirects=True, timeout=timeout
+                ) as response:
                     _accepted(response)
                     if response.status_code != 206:
                         file.seek(0)
@@ -196,6 +244,13 @@ def _accepted(response: httpx2.Response) -> httpx2.Response:
     except (ValueError, TypeError, KeyError, AttributeError):
         message, problems = f"the service answered {response.status_code} {response.reason_phrase}", []
     raise ServiceError(message, status=response.status_code, problems=problems)
+
+
+def _begun(response: httpx2.Response) -> httpx2.Response:
+    """The response of a stream; a service that asks for patience is tried again."""
+    if response.status_code == 503:
+        raise _InterruptedError("the service is not ready")
+    return _accepted(response)
 
 
 def _verify(path: Path, response: httpx2.Response) -> None:

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from care_sweep.settings import Settings
 from care_sweep.storage import open_storage
 from care_sweep.store import Store
-from service import control, problems, surroundings, sweeps, trials
+from service import control, export, problems, surroundings, sweeps, trials
 from service.origin import refuse_foreign_requests
 from service.readiness import Readiness
 from service.request import refuse_unfit_parameters
@@ -50,7 +50,7 @@ def create_app(settings: Settings, store: Store, *, names: Collection[str] | Non
     app.state.closing = threading.Event()
     problems.install(app)
     checks = [Depends(refuse_foreign_requests), Depends(refuse_unfit_parameters)]
-    for router in (sweeps.router, control.router, trials.router, surroundings.router):
+    for router in (sweeps.router, control.router, trials.router, export.router, surroundings.router):
         app.include_router(router, dependencies=checks, responses=problems.answers(421, 422))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app

@@ -13,13 +13,13 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import Headers
 
 from care_sweep.errors import CheckpointError, NotFound, StorageError
-from care_sweep.layout import LOG_NAME, attempt_prefix, sweep_prefix, trial_prefix
+from care_sweep.layout import sweep_prefix, trial_prefix
 from care_sweep.spec import CheckpointReference, TrialState
 from care_sweep.storage import Storage, StoredObject
 from care_sweep.store import TrialRecord
 from service.problems import answers
 
-__all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "discard", "log_response"]
+__all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "discard", "out_of_reach"]
 
 _log = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"attempt-\d{1,10}/checkpoint\.tar")
@@ -79,27 +79,6 @@ def checkpoint_response(storage: Storage, trial: TrialRecord, headers: Headers) 
     return StreamingResponse(content, code, answer, media_type="application/x-tar")
 
 
-def log_response(storage: Storage, trial: TrialRecord, attempt: int) -> Response:
-    """What one attempt has logged so far.
-
-    Raises:
-        NotFound: there was no such attempt, or it has logged nothing yet.
-        StorageError: the storage is out of reach or refuses.
-    """
-    if not 1 <= attempt <= trial.attempt:
-        raise NotFound(f"trial {trial.number} has no attempt {attempt}; its last is {trial.attempt}")
-    key = f"{attempt_prefix(trial_prefix(trial.sweep_id, trial.number), attempt)}/{LOG_NAME}"
-    try:
-        size = storage.head(key).size_bytes  # a running attempt appends while this is read
-    except NotFound:
-        raise NotFound(f"attempt {attempt} of trial {trial.number} has logged nothing yet") from None
-    except StorageError as error:
-        raise _out_of_reach(f"the log of trial {trial.number}", error) from error
-    headers = {"Content-Length": str(size), "X-Content-Type-Options": "nosniff"}
-    content = storage.read(key, 0, size)
-    return StreamingResponse(content, 200, headers, media_type="text/plain; charset=utf-8")
-
-
 def _verified(storage: Storage, trial: TrialRecord, stored: CheckpointReference) -> StoredObject:
     if not _CHECKPOINT.fullmatch(stored.name):
         raise NotFound(f"trial {trial.number} has no checkpoint; {stored.name[:100]!r} is the name of none")
@@ -112,7 +91,7 @@ def _verified(storage: Storage, trial: TrialRecord, stored: CheckpointReference)
     except NotFound:
         raise HTTPException(410, _lost(trial, "is no longer in the storage")) from None
     except StorageError as error:
-        raise _out_of_reach(f"the checkpoint of trial {trial.number}", error) from error
+        raise out_of_reach(f"the checkpoint of trial {trial.number}", error) from error
     if sha256 != stored.sha256:
         raise CheckpointError(
             _lost(trial, f"is damaged (its SHA-256 is {sha256}, stored was {stored.sha256})")
@@ -129,7 +108,7 @@ def _lost(trial: TrialRecord, how: str) -> str:
     )
 
 
-def _out_of_reach(what: str, error: StorageError) -> StorageError:
+def out_of_reach(what: str, error: StorageError) -> StorageError:
     """The error for a reader, who need not know where the storage is; the log does."""
     _log.error("%s", error)
     return StorageError(f"{what} cannot be read now; try again in a while")

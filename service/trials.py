@@ -7,8 +7,9 @@ from fastapi.responses import PlainTextResponse
 
 from care_sweep.spec import TrialState
 from service import artifacts
+from service.logs import LOG_RESPONSES, AttemptLog
 from service.problems import answers
-from service.request import PageSize, PageToken, StorageHeld, StoreHeld, SweepId, TrialNumber
+from service.request import Closing, PageSize, PageToken, StorageHeld, StoreHeld, SweepId, TrialNumber
 from service.schemas import Measurements, Trial, TrialDetail, TrialPage
 
 __all__ = ["router"]
@@ -42,17 +43,26 @@ def measurements(sweep_id: SweepId, number: TrialNumber, store: StoreHeld) -> Me
     return Measurements.of(store.measurements(sweep_id, number))
 
 
-@router.get("/{number}/logs", response_class=PlainTextResponse, responses=answers(404, 422, 503))
+@router.get("/{number}/logs", response_class=PlainTextResponse, responses=LOG_RESPONSES)
 def logs(
     sweep_id: SweepId,
     number: TrialNumber,
     store: StoreHeld,
     storage: StorageHeld,
+    closing: Closing,
     attempt: Annotated[int | None, Query(ge=1, lt=2**31, description="the last one by default")] = None,
+    after: Annotated[
+        int, Query(ge=0, lt=2**63, description="leave out so many bytes; name the attempt with it")
+    ] = 0,
+    follow: Annotated[bool, Query(description="go on with what is logged from now on")] = False,
 ) -> Response:
-    """What an attempt has logged so far."""
+    """What an attempt has logged so far; with `follow` also what it will, until it has ended.
+
+    A stream that ends may have been cut off: ask again, `after` what came. 204 says that this was all.
+    """
     trial = store.trial(sweep_id, number)
-    return artifacts.log_response(storage, trial, attempt or trial.attempt)
+    log = AttemptLog(store, storage, trial, attempt or trial.attempt)
+    return log.followed(after, closing) if follow else log.so_far(after)
 
 
 @router.get("/{number}/checkpoint", response_class=Response, responses=artifacts.CHECKPOINT_RESPONSES)

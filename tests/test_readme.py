@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_readme_has_what_this_file_runs() -> None:
     assert [block.text for block in _MAKE] == ["make demo\n", "make test\n"]
     assert len(_SERVE) == 1
-    assert len(_OTHERS) == 5
+    assert len(_OTHERS) == 6
 
 
 def test_every_setting_is_in_the_readme() -> None:
@@ -102,7 +102,7 @@ def test_every_command_is_in_the_changelog() -> None:
 
 def _marked(block: _Block) -> Any:
     """One sweep in every run is enough; those that only ask for it in other ways wait for the full one."""
-    again = block.language == "python" or "--watch" in block.text
+    again = block.language == "python" or "watch" in block.text
     marks = [pytest.mark.full] if again else []
     return pytest.param(block, id=block.text.splitlines()[0][:30], marks=marks)
 

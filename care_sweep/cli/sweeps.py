@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,12 +19,14 @@ from care_sweep.cli.options import (
     command,
     print_answer,
     print_json,
+    printable,
 )
 from care_sweep.client import Client
+from care_sweep.errors import Conflict
 from care_sweep.spec import SweepState
 from care_sweep.watching import watch as watch_events
 
-__all__ = ["best", "download", "list_sweeps", "logs", "show", "spaces", "submit", "watch"]
+__all__ = ["best", "download", "export", "list_sweeps", "logs", "show", "spaces", "submit", "watch"]
 
 
 @command()
@@ -144,17 +146,61 @@ def download(
 
 
 @command()
+def export(
+    sweep_id: SweepId,
+    file_format: Annotated[
+        Literal["csv", "parquet", "optuna"],
+        typer.Option("--format", help="optuna is a SQLite file for optuna.load_study."),
+    ] = "csv",
+    rows: Annotated[
+        Literal["trials", "measurements"] | None,
+        typer.Option(help="Of csv and parquet: one a trial or one a measurement (default: trials)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A file, or a folder to put it in (default: SWEEP-ROWS.csv, here).")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that is there already.")
+    ] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Write a sweep into one file: its trials, its measurements, or both as a study of Optuna."""
+    what = "optuna.db" if file_format == "optuna" else f"{rows or 'trials'}.{file_format}"
+    path = output or Path()
+    path = path / f"{sweep_id}-{what}" if path.is_dir() else path
+    if path.exists() and not overwrite:
+        raise Conflict(f"{path} is there already: name another file (--output), or replace it (--overwrite)")
+    with client_at(url) as client:
+        client.export(sweep_id, path, file_format=file_format, rows=rows)
+    print_answer({"path": str(path), "size_bytes": path.stat().st_size}, str(path), as_json)
+
+
+@command()
 def logs(
     sweep_id: SweepId,
     number: Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.", min=0)],
     attempt: Annotated[int | None, typer.Option(help="Default: the last one.", min=1)] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until the attempt has ended (JSON: one piece a line).")
+    ] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a trial has logged."""
+    """Print what a trial has logged; control characters stand escaped."""
+    answer = {"sweep_id": sweep_id, "number": number}
     with client_at(url) as client:
-        text = client.logs(sweep_id, number, attempt=attempt)
-    print_answer({"sweep_id": sweep_id, "number": number, "text": text}, text.removesuffix("\n"), as_json)
+        if not follow:
+            text = client.logs(sweep_id, number, attempt=attempt)
+            return print_answer({**answer, "text": text}, printable(text.removesuffix("\n")), as_json)
+        try:
+            for text in client.follow_logs(sweep_id, number, attempt=attempt):
+                if as_json:
+                    print_json({**answer, "text": text}, indent=None)
+                else:
+                    print(printable(text), end="", flush=True)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
 
 @command()

@@ -7,6 +7,7 @@ object store, it works in scratch on its own node, and each epoch's files are up
 import fcntl
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,8 @@ __all__ = ["Workplace", "workplace"]
 
 _LOG = logging.getLogger("care_sweep.trial")
 _LOCK_NAME = ".lock"
-_SECONDS_BETWEEN_LOGS = 5.0  # each upload is of the whole log
+_LOOK_SECONDS = 1.0  # at the log: what grew is uploaded
+_UPLOAD_SHARE = 0.05  # of the time, at most: each upload is of the whole log
 
 
 @dataclass
@@ -62,25 +64,41 @@ class Workplace:
 class _Remote(Workplace):
     """A folder of this node alone, and its copy in an object store."""
 
-    _log_uploaded_at = float("-inf")
-
     def before_report(self, measurement: Measurement) -> None:
         names = [state_name(measurement.epoch)]
         if measurement.checkpoint is not None:
             names.insert(0, measurement.checkpoint.name)
         for name in names:
             self.storage.put(f"{self.attempt}/{name}", (self.directory / name).read_bytes())
-        if time.monotonic() - self._log_uploaded_at >= _SECONDS_BETWEEN_LOGS:
-            self.upload_log()
-            self._log_uploaded_at = time.monotonic()
 
     def after_report(self, measurement: Measurement) -> None:
         with suppress(StorageError):  # they go when the trial ends
             self.storage.delete([f"{self.attempt}/{state_name(measurement.epoch - 2)}"])
 
-    def upload_log(self) -> None:
-        content = (self.directory / LOG_NAME).read_bytes()
-        self.storage.put(f"{self.attempt}/{LOG_NAME}", content, overwrite=True)
+    @contextmanager
+    def log_uploaded(self) -> Iterator[None]:
+        """Have the log follow as it grows, for the length of a `with`, and all of it at the end."""
+        ended = threading.Event()
+        uploader = threading.Thread(target=self._upload_log, args=(ended,), name="log", daemon=True)
+        uploader.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            uploader.join()
+
+    def _upload_log(self, ended: threading.Event) -> None:
+        log, size, pause, is_last = self.directory / LOG_NAME, 0, _LOOK_SECONDS, False
+        while not is_last:
+            is_last = ended.wait(pause)
+            try:
+                if log.stat().st_size > size:
+                    content, began = log.read_bytes(), time.monotonic()
+                    self.storage.put(f"{self.attempt}/{LOG_NAME}", content, overwrite=True)
+                    size, pause = len(content), max(_LOOK_SECONDS, (time.monotonic() - began) / _UPLOAD_SHARE)
+            except (StorageError, OSError) as error:
+                if is_last:
+                    _LOG.warning("the log of %s could not be uploaded: %s", self.attempt, error)
 
     def _fetch(self, key: str) -> Path:
         path = self.directory / key.rpartition("/")[2]
@@ -93,7 +111,7 @@ class _Remote(Workplace):
 def workplace(
     storage: Storage, trial: str, attempt_number: int, scratch_directory: Path
 ) -> Iterator[Workplace]:
-    """The place of one attempt, for the length of a `with`. Its log, `LOG_NAME`, is uploaded at the end too.
+    """The place of one attempt, for the length of a `with`. Its log is the file `LOG_NAME` there.
 
     Raises:
         StorageError: the object store is out of reach, full, or refuses.
@@ -107,13 +125,8 @@ def workplace(
         return
     with _scratch(scratch_directory) as scratch:
         place = _Remote(storage, trial, attempt, scratch)
-        try:
+        with place.log_uploaded():
             yield place
-        finally:
-            try:
-                place.upload_log()
-            except (StorageError, OSError) as error:
-                _LOG.warning("the log of %s could not be uploaded: %s", attempt, error)
 
 
 @contextmanager

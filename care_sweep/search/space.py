@@ -14,7 +14,7 @@ from care_sweep.documents import pointer, shorten, unknown
 from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar, SearchSpace
 
-__all__ = ["distributions", "suggest"]
+__all__ = ["distributions", "distributions_inside", "suggest"]
 
 
 def suggest(space: SearchSpace, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
@@ -40,6 +40,15 @@ def distributions(space: SearchSpace, values: Mapping[str, Scalar]) -> dict[str,
     if problems:
         raise InvalidDocument(problems)
     return {name: _distribution(space.parameters[name]) for name in values}
+
+
+def distributions_inside(space: SearchSpace, values: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
+    """The distributions of those values that lie in the space; a baseline may have others."""
+    return {
+        name: _distribution(parameter)
+        for name, parameter in space.parameters.items()
+        if name in values and parameter.is_active(values) and _contains(parameter, values[name])
+    }
 
 
 def _draw(trial: optuna.trial.BaseTrial, name: str, parameter: Parameter) -> Scalar:

@@ -23,7 +23,10 @@ from optuna.samplers import RandomSampler, TPESampler
 from care_sweep.search.space import distributions, suggest
 from care_sweep.spec import Scalar, SearchSpace, TrialState
 
-__all__ = ["Study", "quiet_study"]
+__all__ = ["VIOLATION", "Study", "quiet_study"]
+
+VIOLATION = ("feasible", 1.0)
+"""The constraint that an INFEASIBLE trial breaks, and by how much: above 0 is violated."""
 
 
 @dataclass
@@ -140,7 +143,7 @@ class Study:
         if value is None:
             return self.fail(number)
         assert math.isfinite(value), f"trial {number} ended with {value}"
-        self._open[number].trial.set_constraint("feasible", 1.0)  # above 0 is violated
+        self._open[number].trial.set_constraint(*VIOLATION)
         return self._close(number, optuna.trial.TrialState.COMPLETE, value)
 
     def _enter(self, number: int, values: Mapping[str, Scalar]) -> None:
@@ -174,11 +177,12 @@ class Study:
             )
 
 
-def quiet_study() -> optuna.Study:
-    """An empty study that maximises, in memory; Optuna would log to stderr that it exists."""
+def quiet_study(storage: optuna.storages.BaseStorage | None = None, name: str | None = None) -> optuna.Study:
+    """An empty study that maximises, by default in memory; Optuna would log to stderr that it exists."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:
-        return optuna.create_study(direction="maximize", storage=optuna.storages.InMemoryStorage())
+        storage = storage or optuna.storages.InMemoryStorage()
+        return optuna.create_study(direction="maximize", storage=storage, study_name=name)
     finally:
         optuna.logging.set_verbosity(verbosity)

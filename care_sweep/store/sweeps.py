@@ -1,11 +1,14 @@
 """Which sweeps were accepted, and what has become of them: submission, claims, control and every read."""
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, and_, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseBusy, IdempotencyKeyReused, NotFound, RequestUnderWay
@@ -260,8 +263,19 @@ class Store:
             self._state(connection, sweep_id)
             return [AttemptRecord(**row) for row in connection.execute(query).mappings()]
 
-    def measurements(self, sweep_id: str, number: int | None = None) -> Sequence[MeasurementRecord]:
+    def measurements(
+        self,
+        sweep_id: str,
+        number: int | None = None,
+        *,
+        after: tuple[int, int] | None = None,
+        limit: int | None = None,
+    ) -> Sequence[MeasurementRecord]:
         """Measurements of one trial, or of all, by trial and epoch.
+
+        Args:
+            after: the trial and epoch of the last one that the caller has.
+            limit: how many at most.
 
         Raises:
             NotFound: there is no such sweep.
@@ -274,9 +288,20 @@ class Store:
         )
         if number is not None:
             query = query.where(measurements.c.trial_number == number)
+        if after is not None:
+            query = query.where(tuple_(measurements.c.trial_number, measurements.c.epoch) > after)
         with reading(self.engine) as connection:
             self._state(connection, sweep_id)
-            return [MeasurementRecord(**row) for row in connection.execute(query).mappings()]
+            return [MeasurementRecord(**row) for row in connection.execute(query.limit(limit)).mappings()]
+
+    def trained_seconds(self, sweep_id: str) -> Mapping[int, float]:
+        """What the stored epochs of each trial took to train, by number of those that have any."""
+        columns = (measurements.c.trial_number, measurements.c.seconds)
+        query = select(*columns).where(measurements.c.sweep_id == sweep_id).order_by(columns[0])
+        with reading(self.engine) as connection:
+            rows = connection.execution_options(yield_per=10_000).execute(query)
+            by_trial = groupby(rows, key=itemgetter(0))
+            return {number: math.fsum(seconds for _, seconds in group) for number, group in by_trial}
 
     def events(self, sweep_id: str, *, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
         """Events of a sweep that came after the event `after`, oldest first.

@@ -52,7 +52,8 @@ def test_a_sweep_survives_a_lost_worker_and_its_checkpoint_loads(
     while not (list(client.trials(sweep_id)) and client.measurements(sweep_id, 0)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    worker = re.search(r"process (\d+)", client.logs(sweep_id, 0))
+    first_lines = next(client.follow_logs(sweep_id, 0))
+    worker = re.search(r"process (\d+)", first_lines)
     assert worker is not None
     os.kill(int(worker.group(1)), signal.SIGKILL)
 

@@ -3,6 +3,8 @@
 import hashlib
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.few_images import cut_few_images
+from care_sweep.errors import NotFound, StorageError
 from care_sweep.run import worker
 from care_sweep.run.workplace import workplace
 from care_sweep.spec import Measurement, TrialConfig
@@ -160,6 +163,52 @@ def test_an_object_store_that_goes_away_interrupts_before_anything_is_reported(
     driver.run(attempt=2, last_epoch=1)
     assert [measurement.epoch for measurement in driver.heard] == [1]
     assert "interruption" in driver.said[-1]
+
+
+def _written(storage: Storage, text: str) -> bool:
+    try:
+        return b"".join(storage.read(f"{TRIAL}/attempt-1/log.txt")).decode() == text
+    except NotFound:
+        return False
+
+
+def _until_written(storage: Storage, text: str) -> None:
+    deadline = time.monotonic() + 30
+    while not _written(storage, text):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+
+
+def test_a_log_can_be_read_while_the_attempt_runs(storage: Storage, tmp_path: Path) -> None:
+    """Without a report: an epoch may take hours."""
+    with workplace(storage, TRIAL, 1, tmp_path / "scratch") as place:
+        log = place.directory / "log.txt"
+        for text in ("begins\n", "begins\ngoes on\n"):
+            log.write_text(text)
+            _until_written(storage, text)
+        log.write_text("begins\ngoes on\nends\n")
+    assert _written(storage, "begins\ngoes on\nends\n")
+
+
+def test_a_log_goes_on_after_an_object_store_was_away(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = open_storage(f"{bucket}/away-and-back")
+    put, is_away = type(storage).put, threading.Event()
+
+    def refused(*_: Any, **__: Any) -> None:
+        is_away.set()
+        raise StorageError("away")
+
+    with workplace(storage, TRIAL, 1, tmp_path / "scratch") as place:
+        monkeypatch.setattr(type(storage), "put", refused)
+        (place.directory / "log.txt").write_text("begins\n")
+        assert is_away.wait(30)
+        monkeypatch.setattr(type(storage), "put", put)
+        _until_written(storage, "begins\n")
+        monkeypatch.setattr(type(storage), "put", refused)
+        (place.directory / "log.txt").write_text("begins\nends\n")
+    assert "attempt-1 could not be uploaded: away" in caplog.text
 
 
 HOLDER = """

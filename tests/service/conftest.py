@@ -122,8 +122,16 @@ class ServiceProcess:
 
     @property
     def resident_bytes(self) -> int:
+        return self._status_bytes("VmRSS")
+
+    @property
+    def most_resident_bytes(self) -> int:
+        """Since it started."""
+        return self._status_bytes("VmHWM")
+
+    def _status_bytes(self, name: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        line = next(line for line in status.splitlines() if line.startswith(name))
         return int(line.split()[1]) * 1024
 
     def stop(self) -> None:

@@ -27,7 +27,7 @@ def test_help_is_light() -> None:
 
 def test_usage(run: Run) -> None:
     commands = ["demo", "serve", "submit", "list", "show", "watch", "best", "download"]
-    commands += ["cancel", "logs", "train", "spaces", "report", "views", "embed", "export-weights"]
+    commands += ["cancel", "export", "logs", "train", "spaces", "report", "views", "embed", "export-weights"]
     shown = run("--help").stdout
     for command in commands:
         assert command in shown
@@ -110,6 +110,86 @@ def test_a_finished_sweep(run: Run, live_fabricate: Fabricator, tmp_path: Path) 
     assert "sweep SUCCEEDED" in watched
     events = [json.loads(line) for line in run("watch", sweep, "--json").stdout.splitlines()]
     assert events[-1]["data"]["state"] == "SUCCEEDED"
+
+
+def test_export(run: Run, live_fabricate: Fabricator, tmp_path: Path) -> None:
+    sweep = live_fabricate.finished()
+    assert run("export", sweep).stdout == f"{sweep}-trials.csv\n"
+    rows = (tmp_path / f"{sweep}-trials.csv").read_bytes()
+    assert rows.count(b"COMPLETE") == 4
+    told = json.loads(run("export", sweep, "--format", "optuna", "--json").stdout)
+    assert told == {
+        "path": f"{sweep}-optuna.db",
+        "size_bytes": (tmp_path / f"{sweep}-optuna.db").stat().st_size,
+    }
+    (tmp_path / "folder").mkdir()
+    arguments = ["export", sweep, "--format", "parquet", "--rows", "measurements", "--output", "folder"]
+    assert run(*arguments).stdout == f"folder/{sweep}-measurements.parquet\n"
+    for file in ("mine.csv", f"{sweep}-trials.csv"):
+        (tmp_path / file).write_text("mine")
+        said = run("export", sweep, "--output", file, status=1).stderr
+        assert said.startswith(f"error: {file} is there already: ")
+        assert "--overwrite" in said
+        assert (tmp_path / file).read_text() == "mine"
+        run("export", sweep, "--output", file, "--overwrite")
+        assert (tmp_path / file).read_bytes() == rows
+    run("export", sweep, "--format", "xml", status=2)
+    run("export", sweep, "--rows", "epochs", status=2)
+    assert (
+        "/query/rows"
+        in run("export", sweep, "--format", "optuna", "--rows", "trials", "--output", "x", status=1).stderr
+    )
+    assert "nowhere" in run("export", "nowhere", status=1).stderr
+    said = run("export", sweep, "--output", "nowhere/x.csv", status=1).stderr
+    assert said == "error: export stopped at nowhere/x.csv: No such file or directory\n"
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_log_cannot_steer_the_terminal(run: Run, live_fabricate: Fabricator) -> None:
+    sweep, text = live_fabricate.finished(), "\ta\x1b[2Jb\rc\x07d\x9b31m\u202eé\x7f\x00\n"
+    live_fabricate.log(sweep, 2, text)
+    shown = "\ta\\x1b[2Jb\\rc\\x07d\\x9b31m\\u202eé\\x7f\\x00\n"
+    assert run("logs", sweep, "2").stdout == shown
+    assert run("logs", sweep, "2", "--follow").stdout == shown
+    for more in ([], ["--follow"]):
+        answer = run("logs", sweep, "2", "--json", *more).stdout
+        assert json.loads(answer) == {"sweep_id": sweep, "number": 2, "text": text}
+        assert not set(answer) & set("\x1b\r\x07\x9b\u202e\x7f\x00")
+
+
+def test_follow_a_log(run: Run, live_fabricate: Fabricator) -> None:
+    lease = live_fabricate.claimed()
+    lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
+    live_fabricate.log(lease.sweep_id, 0, "begins\n")
+
+    def end() -> None:
+        live_fabricate.log(lease.sweep_id, 0, "begins\nends\n")
+        lease.finish_sweep(SweepState.CANCELLED)
+
+    ending = threading.Timer(2.0, end)
+    ending.start()
+    lines = run("logs", lease.sweep_id, "0", "--follow", "--json").stdout.splitlines()
+    ending.join()
+    assert "".join(json.loads(line)["text"] for line in lines) == "begins\nends\n"
+    assert run("logs", lease.sweep_id, "0", "--attempt", "1", "--follow").stdout == "begins\nends\n"
+    assert "no attempt 2" in run("logs", lease.sweep_id, "0", "--attempt", "2", "--follow", status=1).stderr
+
+
+def test_an_interrupted_log_ends_cleanly(live: ServiceProcess, live_fabricate: Fabricator) -> None:
+    lease = live_fabricate.claimed()
+    lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
+    live_fabricate.log(lease.sweep_id, 0, "begins\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "care_sweep.cli", "logs", lease.sweep_id, "0", "--follow", "--url", live.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130
 
 
 def test_a_download_to_nowhere_names_what_was_asked_for(run: Run, live_fabricate: Fabricator) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from conftest import ServiceProcess
+from conftest import ServiceProcess, opened
 from fabrication import Fabricator, contents, document
 
 from care_sweep.client import Client
@@ -43,6 +43,7 @@ def test_read_a_finished_sweep(client: Client, live_fabricate: Fabricator) -> No
     assert client.trial(sweep, 1)["attempts"][0]["attempt"] == 1
     assert [one["epoch"] for one in client.measurements(sweep, 1)] == [1, 2]
     assert client.logs(sweep, 1) == client.logs(sweep, 1, attempt=1) == "trial 1 begins\n"
+    assert list(client.follow_logs(sweep, 1)) == ["trial 1 begins\n"]
     assert [one["number"] for one in client.best(sweep, 2)["configurations"]] == [1, 2]
     newest = itertools.islice(client.sweeps(page_size=1), 2)
     assert sweep in [one["id"] for one in newest]
@@ -110,6 +111,39 @@ def test_download(client: Client, live_fabricate: Fabricator, tmp_path: Path) ->
     with pytest.raises(ServiceError):
         client.download(sweep, tmp_path / "none.tar", number=9)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["best.tar", named.name])
+
+
+def test_export(client: Client, live_fabricate: Fabricator, tmp_path: Path) -> None:
+    sweep = live_fabricate.finished()
+    file = client.export(sweep, tmp_path / "trials.csv")
+    assert file == tmp_path / "trials.csv"
+    assert file.read_bytes().count(b"COMPLETE") == 4
+    named = client.export(sweep, tmp_path, file_format="parquet", rows="measurements")
+    assert named == tmp_path / f"{sweep}-measurements.parquet"
+    assert named.read_bytes().startswith(b"PAR1")
+    study = client.export(sweep, tmp_path / "study.db", file_format="optuna")
+    assert study.read_bytes().startswith(b"SQLite format 3\0")
+    with pytest.raises(ServiceError, match="/query/rows") as refused:
+        client.export(sweep, tmp_path / "none.db", file_format="optuna", rows="trials")
+    assert refused.value.status == 422
+    assert set(tmp_path.iterdir()) == {file, named, study}
+
+
+def test_an_export_that_takes_long_to_prepare(
+    live: ServiceProcess, live_fabricate: Fabricator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than other answers are waited for, but not for ever."""
+    sweep = live_fabricate.finished()
+
+    def slowly(data: bytes) -> bytes:
+        time.sleep(1.5)
+        return data
+
+    with _proxy(live.url, change=slowly) as (url, _), Client(url, timeout=0.5) as client:
+        assert client.export(sweep, tmp_path / "trials.csv").is_file()
+        monkeypatch.setattr("care_sweep.client._EXPORT_SECONDS", 0.5)
+        with pytest.raises(ServiceError, match="timed out"):
+            client.export(sweep, tmp_path / "never.csv")
 
 
 def test_a_download_that_is_cut_goes_on(
@@ -195,6 +229,59 @@ def test_a_submission_that_is_under_way_is_asked_for_again() -> None:
     assert keys[0] is not None
     assert keys[1] is not None
     assert keys[0][1] == keys[1][1]
+
+
+def _with_a_long_log(fabricate: Fabricator) -> tuple[str, str]:
+    """A finished sweep and what its trial 1 has logged, with characters of two bytes to be cut in two."""
+    sweep, text = fabricate.finished(), "ünentwegt\n" * 300_000
+    fabricate.log(sweep, 1, text)
+    return sweep, text
+
+
+def test_logs_go_on_over_broken_connections(live: ServiceProcess, live_fabricate: Fabricator) -> None:
+    sweep, text = _with_a_long_log(live_fabricate)
+    with _proxy(live.url, cuts=[0, 20_001, 500_000]) as (url, sent), Client(url) as client:
+        assert "".join(client.follow_logs(sweep, 1, attempt=1)) == text
+    assert sum(sent) < len(text.encode()) * 1.1, "what has come is not asked for again"
+
+
+def test_logs_go_on_over_a_restart(own_process: ServiceProcess) -> None:
+    """The stream that a stopping service ends is not the end of the attempt."""
+    with opened(own_process.settings) as store, Client(own_process.url) as client:
+        fabricate = Fabricator(store, own_process.settings.storage_uri)
+        lease = fabricate.claimed()
+        lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
+        fabricate.log(lease.sweep_id, 0, "begins\n")
+        pieces = client.follow_logs(lease.sweep_id, 0)
+        assert next(pieces) == "begins\n"
+        port = urlsplit(own_process.url).port
+        own_process.stop()
+        own_process.start(port)
+        fabricate.log(lease.sweep_id, 0, "begins\nends\n")
+        lease.finish_sweep(SweepState.CANCELLED)
+        assert "".join(pieces) == "ends\n"
+
+
+def test_a_long_silence_is_no_end(
+    client: Client, live_fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("care_sweep.connection._STREAM_SILENCE_SECONDS", 3.0)
+    monkeypatch.setattr("care_sweep.connection._STREAM_PATIENCE_SECONDS", 2.0)
+    lease = live_fabricate.claimed()
+    lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
+    ending = threading.Timer(9.0, lease.finish_sweep, [SweepState.CANCELLED])
+    ending.start()
+    assert list(client.follow_logs(lease.sweep_id, 0)) == []
+    assert not ending.is_alive()
+    ending.join()
+
+
+def test_no_logs_to_follow(client: Client, live_fabricate: Fabricator) -> None:
+    sweep = live_fabricate.finished()
+    for number, attempt, said in ((9, None, "no trial 9"), (1, 7, "no attempt 7")):
+        with pytest.raises(ServiceError, match=said) as refused:
+            list(client.follow_logs(sweep, number, attempt=attempt))
+        assert refused.value.status == 404
 
 
 def test_a_submission_whose_answer_is_lost_is_made_once(

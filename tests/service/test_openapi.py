@@ -17,6 +17,7 @@ ROUTES = {
     "/v1/sweeps/{sweep_id}:cancel": {"post"},
     "/v1/sweeps/{sweep_id}/best": {"get"},
     "/v1/sweeps/{sweep_id}/events": {"get"},
+    "/v1/sweeps/{sweep_id}/export": {"get"},
     "/v1/sweeps/{sweep_id}/checkpoints/best": {"get"},
     "/v1/sweeps/{sweep_id}/trials": {"get", "post"},
     "/v1/sweeps/{sweep_id}/trials/{number}:stop": {"post"},

@@ -1,5 +1,6 @@
 """Pages without gaps or repeats, events that can be resumed, clusters."""
 
+import math
 from collections.abc import Callable, Sequence
 from threading import Event
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from situations import (
 )
 
 from care_sweep.spec import SweepState, TrialState
-from care_sweep.store import Lease, Page, Store
+from care_sweep.store import Lease, MeasurementRecord, Page, Store
 
 _T = TypeVar("_T")
 
@@ -111,6 +112,40 @@ def test_pages_of_trials_have_no_gap_and_no_repeat(
         page_size,
     )
     assert found == wanted
+
+
+@few
+@given(st.integers(1, 8))
+def test_measurements_a_few_at_a_time_have_no_gap_and_no_repeat(store: Store, limit: int) -> None:
+    if not store.sweeps(page_size=1).items:
+        for _ in range(2):
+            lease = claimed(store)
+            for number, num_epochs in ((0, 3), (1, 0), (2, 11), (3, 1)):
+                lease.start_attempt(number, 1, PARAMETERS, is_baseline=False)
+                for epoch in range(1, num_epochs + 1):
+                    lease.record(number, 1, measurement(epoch))
+    sweep_id = store.sweeps().items[0].id
+    found: list[MeasurementRecord] = []
+    after = None
+    while rows := store.measurements(sweep_id, after=after, limit=limit):
+        assert len(rows) <= limit
+        found += rows
+        after = (rows[-1].trial_number, rows[-1].epoch)
+    assert found == store.measurements(sweep_id)
+    assert len(found) == 15
+    assert store.measurements(sweep_id, 2, after=(2, 4), limit=2) == store.measurements(sweep_id, 2)[4:6]
+
+
+def test_training_time_of_each_trial(store: Store) -> None:
+    """To the last bit the same, in whatever order the database sums."""
+    lease, other = claimed(store), claimed(store)
+    seconds = [0.1, 1e15, 0.1, 0.3]
+    for number, times in ((0, seconds), (1, []), (2, seconds[::-1])):
+        lease.start_attempt(number, 1, PARAMETERS, is_baseline=False)
+        for epoch, each in enumerate(times, start=1):
+            lease.record(number, 1, measurement(epoch).model_copy(update={"seconds": each}))
+    assert store.trained_seconds(lease.sweep_id) == dict.fromkeys((0, 2), math.fsum(seconds))
+    assert store.trained_seconds(other.sweep_id) == {}
 
 
 @pytest.mark.parametrize("token", ["", "x", "-1", "1.5", "1 OR 1=1", "9" * 40, "²"])
