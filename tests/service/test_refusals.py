@@ -2,12 +2,15 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fabrication import SPACE, Fabricator, document
 from fastapi.testclient import TestClient
+
+from care_sweep.store import Store
 
 MIB = 1024 * 1024
 
@@ -257,6 +260,19 @@ def test_resources_that_the_cluster_can_never_meet(http: TestClient, fabricate: 
     for gpus in ("auto", 0):
         modest = document(resources={"cpus_per_trial": 8, "gpus_per_trial": gpus})
         assert http.post("/v1/sweeps?validate_only=true", json=modest).status_code == 200
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_cluster_of_another_time_is_not_known(
+    http: TestClient, fabricate: Fabricator, seconds: int
+) -> None:
+    """Its runner may have died an hour ago, with a clock that was an hour ahead."""
+    reporting = Store(fabricate.store.engine, lambda: time.time() + seconds)
+    node = {"id": "a", "host": "one", "is_alive": True, "resources": {"cpus": 2.0}}
+    reporting.report_cluster("a runner", {"nodes": [node]})
+    greedy = document(resources={"cpus_per_trial": 64})
+    assert http.post("/v1/sweeps?validate_only=true", json=greedy).status_code == 200
+    assert http.get("/v1/cluster").json()["age_seconds"] >= 0
 
 
 def test_every_problem_is_told_at_once(http: TestClient) -> None:

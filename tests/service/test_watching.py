@@ -48,6 +48,15 @@ def test_progress() -> None:
     assert "left" not in progress.summary()
 
 
+def test_clocks_that_disagree_leave_no_time_to_tell() -> None:
+    """The sweep was claimed by a runner whose clock is ahead of its driver's."""
+    progress = SweepProgress.of(SWEEP)
+    for event in (*EVENTS, _event("trial", 5, number=1, state="PRUNED", value=None)):
+        progress.apply(event)
+    assert progress.seconds_left is None
+    assert "left" not in progress.summary()
+
+
 def test_of_two_that_are_equal_the_first_is_the_best() -> None:
     """As `best` ranks them."""
     progress = SweepProgress.of(SWEEP)
