@@ -57,8 +57,9 @@ def _slept(
     reader = listened(client, sweep_id, told)
     _until(lambda: store.last_measurement(sweep_id) > 0)
     time.sleep(delay_seconds)
+    sleep = Suspended(home, *asleep)  # of whom there is one yet
     with instance.another_runner():
-        with Suspended(home, *asleep):
+        with sleep:
             first = store.sweep(sweep_id).fencing_token
             time.sleep(3 * LEASE_SECONDS)
             is_taken = store.sweep(sweep_id).fencing_token > first

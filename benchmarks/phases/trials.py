@@ -31,10 +31,20 @@ PROMISED_SECONDS = {"driver": 45.0, "worker": 45.0, "raylet": 45.0, "runner": 45
 
 _ORPHAN_SECONDS = 60.0
 _KILLS_A_ROUND = 6
+_NUM_AT_ONCE = 2
 _LONGEST_CALM_SECONDS = 8.0
 _AT_START_UP = 0.3  # of the kills come before what the one before has killed is there again
 _PATIENCE_SECONDS = 300.0
 _PROCESS = re.compile(r"process (\d+)")
+_COUNTS = (
+    "sweeps",
+    "trials",
+    "attempts",
+    "kills_at_start_up",
+    "measurements",
+    "epochs_trained_again",
+    "trials_compared",
+)
 
 
 def trials(folder: Path, seed: int, kills: Mapping[str, int], shape: Mapping[str, int]) -> dict[str, Any]:
@@ -83,17 +93,6 @@ def _summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-_COUNTS = (
-    "sweeps",
-    "trials",
-    "attempts",
-    "kills_at_start_up",
-    "measurements",
-    "epochs_trained_again",
-    "trials_compared",
-)
-
-
 def document(dataset: str, shape: Mapping[str, int], name: str = "chaos") -> dict[str, Any]:
     """A sweep of small trials over a dataset; every one of a shape proposes the same points.
 
@@ -110,7 +109,7 @@ def document(dataset: str, shape: Mapping[str, int], name: str = "chaos") -> dic
         "name": name,
         "space": {"parameters": parameters, "fixed": fixed},
         "num_trials": shape["num_trials"],
-        "max_concurrent_trials": 2,
+        "max_concurrent_trials": _NUM_AT_ONCE,
         "early_stopping": "none",
         "resources": {"cpus_per_trial": 1},
     }
@@ -295,17 +294,18 @@ class _Round:
                 self._broken.append(f"worker {worker[0]} outlives its driver by {age} s")
 
     def _goes_on(self, stricken: _Stricken) -> bool:
-        """Each trial that was hit has measured in a later attempt, or ended."""
+        """So many of the trials that were hit have measured in a later attempt, or ended, as run at once."""
         if self._store.state(stricken.sweep_id).is_terminal:
             return True
         if not stricken.attempts:
             return self._store.last_measurement(stricken.sweep_id) > stricken.last_measurement
         measured = {m.trial_number: m.attempt for m in self._store.measurements(stricken.sweep_id)}
-        return all(
+        gone_on = [
             measured.get(trial.number, 0) > stricken.attempts[trial.number] or trial.state.is_terminal
             for trial in self._store.trials(stricken.sweep_id).items
             if trial.number in stricken.attempts
-        )
+        ]
+        return sum(gone_on) >= min(len(gone_on), _NUM_AT_ONCE)
 
     def _wait_for(self, sweep: _Sweep) -> None:
         deadline = time.monotonic() + 2 * _PATIENCE_SECONDS
@@ -334,7 +334,9 @@ class _Round:
             counts["measurements"] += len(store.measurements(sweep.id))
             counts["epochs_trained_again"] += num_redone
             counts["trials_compared"] += num_compared
-        num_hits = sum(1 if victim == "worker" else 2 for r in self._recoveries for victim in r["killed"])
+        num_hits = sum(
+            1 if victim == "worker" else _NUM_AT_ONCE for r in self._recoveries for victim in r["killed"]
+        )
         if (num_again := counts["attempts"] - counts["trials"]) > num_hits:
             self._broken.append(f"{num_again} attempts were begun anew, the kills explain {num_hits}")
         if counts["trials_compared"] < counts["trials"]:
