@@ -277,7 +277,7 @@ def test_a_long_silence_is_no_end(
     client: Client, live_fabricate: Fabricator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("care_sweep.connection._STREAM_SILENCE_SECONDS", 3.0)
-    monkeypatch.setattr("care_sweep.connection._STREAM_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr("care_sweep.connection.PATIENCE_SECONDS", 2.0)
     lease = live_fabricate.claimed()
     lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
     ending = threading.Timer(9.0, lease.finish_sweep, [SweepState.CANCELLED])
