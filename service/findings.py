@@ -20,11 +20,10 @@ def best(store: Store, sweep_id: str, k: int) -> Best:
     """
     sweep = store.sweep(sweep_id)
     trials = _finished(store, sweep_id)
-    ranked = analysis.best(trials)
     return Best(
         metric=sweep.spec.metric,
-        configurations=ranked[:k],
-        baselines=sorted((one for one in ranked if one.is_baseline), key=lambda one: one.number),
+        configurations=analysis.best(trials, k),
+        baselines=analysis.baselines(trials),
         comparisons=analysis.compare_with_baselines(trials),
         importance=analysis.parameter_importance(sweep.spec.space, trials),
         evidence=_evidence(trials, is_final=sweep.state.is_terminal),

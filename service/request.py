@@ -4,6 +4,7 @@ import threading
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
 from care_sweep.documents import pointer, shorten, unknown_keys
@@ -27,10 +28,13 @@ __all__ = [
 ]
 
 
-def refuse_unfit_parameters(request: Request) -> None:
+async def refuse_unfit_parameters(request: Request) -> None:
     """A misspelt `validate_only`, or one that says true and false, must not start a sweep."""
-    if not request.query_params:
-        return
+    if request.query_params:
+        await run_in_threadpool(_refuse_unfit_parameters, request)
+
+
+def _refuse_unfit_parameters(request: Request) -> None:
     route: APIRoute = request.scope["route"]
     operation = request.app.openapi()["paths"][route.path_format][request.method.lower()]
     known = {one["name"]: one for one in operation.get("parameters", []) if one["in"] == "query"}
@@ -44,27 +48,30 @@ def refuse_unfit_parameters(request: Request) -> None:
         raise InvalidDocument(problems)
 
 
-def _store(request: Request) -> Store:
+# What is only looked up is `async`: FastAPI sends every other dependency to a thread, at each request.
+
+
+async def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _storage(request: Request) -> Storage:
+async def _storage(request: Request) -> Storage:
     storage: Storage = request.app.state.storage
     return storage
 
 
-def _readiness(request: Request) -> Readiness:
+async def _readiness(request: Request) -> Readiness:
     readiness: Readiness = request.app.state.readiness
     return readiness
 
 
-def _closing(request: Request) -> threading.Event:
+async def _closing(request: Request) -> threading.Event:
     closing: threading.Event = request.app.state.closing
     return closing
 

@@ -390,10 +390,7 @@ class Conductor:
         return number in self._open and self._open[number].attempt == attempt and not waits
 
     def _replay(self, store: Store) -> None:
-        curves: dict[int, dict[int, float]] = {}
-        for row in store.measurements(self._lease.sweep_id):
-            if self.spec.metric in row.metrics:
-                curves.setdefault(row.trial_number, {})[row.epoch] = row.metrics[self.spec.metric]
+        curves = store.curves(self._lease.sweep_id, self.spec.metric)
         for record in store.trials(self._lease.sweep_id).items:
             self._replay_trial(record, curves.get(record.number, {}))
         for number, trial in self._open.items():

@@ -21,6 +21,7 @@ __all__ = [
     "FinishedTrial",
     "Importance",
     "RankedTrial",
+    "baselines",
     "best",
     "compare_with_baselines",
     "parameter_importance",
@@ -89,21 +90,14 @@ def standard_error(accuracy: float, num_images: int) -> float:
 
 def best(trials: Iterable[FinishedTrial], k: int | None = None) -> list[RankedTrial]:
     """The k best COMPLETE trials (default: all), baselines among them; equal values in order of number."""
-    complete = [(trial, trial.value) for trial in trials if trial.state is TrialState.COMPLETE]
-    scored = [(trial, value) for trial, value in complete if value is not None]
-    assert len(scored) == len(complete), "a COMPLETE trial has no value"
-    scored.sort(key=lambda pair: (-pair[1], pair[0].number))
-    return [
-        RankedTrial(
-            rank=rank,
-            number=trial.number,
-            values=dict(trial.values),
-            is_baseline=trial.is_baseline,
-            value=value,
-            standard_error=standard_error(value, trial.num_validation_images),
-        )
-        for rank, (trial, value) in enumerate(scored[:k], start=1)
-    ]
+    return [_ranked(rank, trial) for rank, trial in enumerate(_in_order(trials)[:k], start=1)]
+
+
+def baselines(trials: Iterable[FinishedTrial]) -> list[RankedTrial]:
+    """The COMPLETE baselines by number, each with its place among all trials."""
+    places = enumerate(_in_order(trials), start=1)
+    found = [_ranked(rank, trial) for rank, trial in places if trial.is_baseline]
+    return sorted(found, key=lambda trial: trial.number)
 
 
 def compare_with_baselines(trials: Sequence[FinishedTrial]) -> list[Comparison]:
@@ -113,10 +107,11 @@ def compare_with_baselines(trials: Sequence[FinishedTrial]) -> list[Comparison]:
     encoders mostly err alike, so it is conservative. But the best of n is chosen by the very value that is
     compared: with n > 1 the difference is optimistic, and each note says so.
     """
-    ranked = best(trials)
-    searched = [trial for trial in ranked if not trial.is_baseline]
-    baselines = sorted((trial for trial in ranked if trial.is_baseline), key=lambda trial: trial.number)
-    return [_compare(searched[0], baseline, len(searched)) for baseline in baselines if searched]
+    searched = _in_order(trial for trial in trials if not trial.is_baseline)
+    if not searched:
+        return []
+    winner = _ranked(1, searched[0])
+    return [_compare(winner, baseline, len(searched)) for baseline in baselines(trials)]
 
 
 def parameter_importance(space: SearchSpace, trials: Iterable[FinishedTrial]) -> Importance:
@@ -132,6 +127,28 @@ def parameter_importance(space: SearchSpace, trials: Iterable[FinishedTrial]) ->
     reason = _why_no_importance(complete)
     importances = None if reason else _ped_anova(space, complete)
     return Importance(num_trials=len(complete), importances=importances, reason=reason)
+
+
+def _in_order(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
+    """The COMPLETE trials, the best first."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: (-_value(trial), trial.number))
+
+
+def _value(trial: FinishedTrial) -> float:
+    assert trial.value is not None, f"trial {trial.number} is COMPLETE without value"
+    return trial.value
+
+
+def _ranked(rank: int, trial: FinishedTrial) -> RankedTrial:
+    return RankedTrial(
+        rank=rank,
+        number=trial.number,
+        values=dict(trial.values),
+        is_baseline=trial.is_baseline,
+        value=_value(trial),
+        standard_error=standard_error(_value(trial), trial.num_validation_images),
+    )
 
 
 def _why_no_importance(complete: Sequence[FinishedTrial]) -> str | None:
@@ -150,15 +167,38 @@ def _top_share(num_trials: int) -> float:
 
 
 def _ped_anova(space: SearchSpace, complete: Sequence[FinishedTrial]) -> dict[str, float]:
-    study = quiet_study()
-    for trial in sorted(complete, key=lambda trial: trial.number):
-        params, given = dict(trial.values), distributions(space, trial.values)
-        study.add_trial(optuna.trial.create_trial(value=trial.value, params=params, distributions=given))
+    study = quiet_study(_GivenTrials(space, complete))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=_top_share(len(complete)))
     with warnings.catch_warnings():  # a conditional parameter may have been active once only
         warnings.filterwarnings("ignore", "Some regimes for parameter", UserWarning)
         found = get_param_importances(study, evaluator=evaluator)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+class _GivenTrials(optuna.storages.InMemoryStorage):
+    """COMPLETE trials as one study has them. To add them to a study one by one copies each, deeply."""
+
+    def __init__(self, space: SearchSpace, complete: Sequence[FinishedTrial]) -> None:
+        super().__init__()
+        self._given = [
+            optuna.trial.FrozenTrial(
+                number=number,
+                trial_id=number,
+                state=optuna.trial.TrialState.COMPLETE,
+                value=trial.value,
+                params=dict(trial.values),
+                distributions=distributions(space, trial.values),
+                datetime_start=None,
+                datetime_complete=None,
+                user_attrs={},
+                system_attrs={},
+                intermediate_values={},
+            )
+            for number, trial in enumerate(sorted(complete, key=lambda trial: trial.number))
+        ]
+
+    def get_all_trials(self, *_: object, **__: object) -> list[optuna.trial.FrozenTrial]:
+        return self._given
 
 
 def _compare(winner: RankedTrial, baseline: RankedTrial, num_searched: int) -> Comparison:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -33,7 +34,7 @@ def load_space(name: str) -> SearchSpace:
     found = _space_files()
     if name not in found:
         raise NotFound(f"search space {shorten(name)}: {unknown(name, sorted(found))}")
-    return parse(SearchSpace, read_document(found[name].read_bytes()))
+    return _space(found[name].read_bytes())
 
 
 def resolve_sweep(document: Any) -> SweepSpec:
@@ -44,10 +45,11 @@ def resolve_sweep(document: Any) -> SweepSpec:
     """
     if isinstance(document, Mapping) and isinstance(document.get("space"), str):
         name = document["space"]
-        if name not in _space_files():
+        try:
+            document = {**document, "space": load_space(name)}
+        except NotFound:
             problem = Problem(pointer("space"), unknown(name, space_names()), shorten(name))
-            raise InvalidDocument([problem])
-        document = {**document, "space": load_space(name)}
+            raise InvalidDocument([problem]) from None
     return parse(SweepSpec, document)
 
 
@@ -77,6 +79,12 @@ def read_document(text: bytes | str) -> Any:
     except UnicodeEncodeError:
         raise _refusal("holds half of a surrogate pair, which is no character") from None
     return document
+
+
+@lru_cache(maxsize=64)
+def _space(text: bytes) -> SearchSpace:
+    """Remembered, for a submission that names a space would spend half its time on reading YAML."""
+    return parse(SearchSpace, read_document(text))
 
 
 def _space_files() -> dict[str, Traversable]:

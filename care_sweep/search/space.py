@@ -14,7 +14,7 @@ from care_sweep.documents import pointer, shorten, unknown
 from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar, SearchSpace
 
-__all__ = ["distributions", "distributions_inside", "suggest"]
+__all__ = ["distributions", "distributions_inside", "suggest", "unconditional_distributions"]
 
 
 def suggest(space: SearchSpace, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
@@ -49,6 +49,14 @@ def distributions_inside(space: SearchSpace, values: Mapping[str, Scalar]) -> di
         for name, parameter in space.parameters.items()
         if name in values and parameter.is_active(values) and _contains(parameter, values[name])
     }
+
+
+def unconditional_distributions(space: SearchSpace) -> dict[str, BaseDistribution] | None:
+    """What every trial draws several values from, by name; None where some draw less than others."""
+    if any(parameter.when for parameter in space.parameters.values()):
+        return None
+    every = {name: _distribution(parameter) for name, parameter in sorted(space.parameters.items())}
+    return {name: distribution for name, distribution in every.items() if not distribution.single()}
 
 
 def _draw(trial: optuna.trial.BaseTrial, name: str, parameter: Parameter) -> Scalar:

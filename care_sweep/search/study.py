@@ -14,13 +14,15 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler, TPESampler
 
-from care_sweep.search.space import distributions, suggest
+from care_sweep.search.space import distributions, suggest, unconditional_distributions
 from care_sweep.spec import Scalar, SearchSpace, TrialState
 
 __all__ = ["VIOLATION", "Study", "quiet_study"]
@@ -57,6 +59,7 @@ class Study:
         self._seed = seed
         self._num_startup_trials = num_startup_trials or min(10, max(4, 2 * len(space.parameters)))
         self._study = quiet_study()
+        self._always_drawn = unconditional_distributions(space)
         self._open: dict[int, _OpenTrial] = {}
         self._last_number = -1
 
@@ -164,17 +167,36 @@ class Study:
 
     def _drawing_sampler(self, number: int) -> TPESampler:
         """Multivariate TPE with constant liar, as is Optuna's default; by groups in a conditional space."""
-        conditional = any(parameter.when for parameter in self._space.parameters.values())
         seed = np.random.SeedSequence([self._seed, number]).generate_state(1).item()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Argument ``group``", ExperimentalWarning)
-            return TPESampler(
+            return _Sampler(
+                self._always_drawn,
                 n_startup_trials=self._num_startup_trials,
                 seed=seed,
                 multivariate=True,
-                group=conditional,
+                group=self._always_drawn is None,
                 constant_liar=True,
             )
+
+
+class _Sampler(TPESampler):
+    """TPE that is told which parameters all trials have, where no parameter is conditional.
+
+    It would find the same by comparing the distributions of all trials, anew for each new sampler: at 10,000
+    trials of 10 parameters that is half the time of an ask.
+    """
+
+    def __init__(self, always_drawn: Mapping[str, BaseDistribution] | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._always_drawn = always_drawn
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        if self._always_drawn is None:
+            return super().infer_relative_search_space(study, trial)
+        return dict(self._always_drawn)
 
 
 def quiet_study(storage: optuna.storages.BaseStorage | None = None, name: str | None = None) -> optuna.Study:

@@ -3,9 +3,9 @@
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from care_sweep.documents import Document, parse, pointer, problems_of, shorten, unknown
@@ -185,11 +185,16 @@ class SearchSpace(Document):
 
 
 def _field_problems(name: str, value: Scalar, place: str) -> Iterator[Problem]:
+    """What is wrong with a value by itself; whether it fits the others is asked where all are known."""
     try:
-        TrialConfig.__pydantic_validator__.validate_assignment(TrialConfig.model_construct(), name, value)
+        _Fields.model_validate({name: value})
     except ValidationError as error:
-        if not error.errors()[0]["loc"]:
-            return  # the value is sound by itself; whether it fits the others is asked where all are known
         for problem in problems_of(error, {name: value}):
-            if problem.pointer == pointer(name):
-                yield Problem(place, problem.detail, problem.value)
+            yield Problem(place, problem.detail, problem.value)
+
+
+_DEFINITIONS: dict[str, Any] = {
+    name: (field.annotation, field) for name, field in TrialConfig.model_fields.items()
+}
+_Fields = create_model("_Fields", __base__=Document, **_DEFINITIONS)
+"""`TrialConfig` without its rules among fields."""

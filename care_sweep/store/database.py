@@ -17,6 +17,7 @@ from care_sweep.store.trouble import in_words, told
 __all__ = ["open_as_it_is", "open_database", "reading", "schema_version", "writing"]
 
 _BUSY_SECONDS = 30.0
+_NUM_CONNECTIONS = 15  # all are kept: to open one anew for each request costs as much as the request
 
 
 def open_database(url: str, *, answer_seconds: float | None = None) -> Engine:
@@ -104,6 +105,8 @@ def _engine(address: URL, *, answer_seconds: float | None = None, is_written: bo
         address,
         json_serializer=_strict_json,
         poolclass=QueuePool,
+        pool_size=_NUM_CONNECTIONS,
+        max_overflow=0,
         pool_pre_ping=True,
         pool_timeout=_BUSY_SECONDS if answer_seconds is None else answer_seconds,
         connect_args=postgresql.connect_arguments(address, answer_seconds) if is_psycopg else {},

@@ -1,6 +1,7 @@
 """How does a row become a record? What reads and writes of sweeps have in common, inside a transaction."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, select
 
@@ -35,7 +36,7 @@ def counts_of_trials(
     return counts
 
 
-def sweep_record(row: RowMapping, trial_counts: Mapping[TrialState, int]) -> SweepRecord:
+def sweep_record(row: RowMapping | Mapping[str, Any], trial_counts: Mapping[TrialState, int]) -> SweepRecord:
     """A whole row of `sweeps`."""
     fields = {key: value for key, value in row.items() if key != "sequence"}
     fields["spec"] = SweepSpec.model_validate(row["spec"])

@@ -30,7 +30,7 @@ __all__ = [
     "trials",
 ]
 
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 metadata = MetaData()
@@ -76,6 +76,7 @@ trials = Table(
     Column("started_at", Float),
     Column("finished_at", Float),
     Column("is_stop_requested", Boolean, nullable=False, server_default=false()),
+    Index("trials_by_state", "sweep_id", "state", "number"),
 )
 
 enqueued = Table(
@@ -139,6 +140,7 @@ idempotency_keys = Table(
     Column("body_sha256", String(64), nullable=False),
     Column("sweep_id", ForeignKey("sweeps.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", Float, nullable=False),
+    Index("idempotency_keys_by_age", "created_at"),
 )
 
 clusters = Table(

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, insert, select, text, tuple_, update
+from sqlalchemy import Connection, Engine, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseBusy, IdempotencyKeyReused, NotFound, RequestUnderWay
@@ -16,6 +16,7 @@ from care_sweep.spec import SweepSpec, SweepState, TrialState
 from care_sweep.store.control import Control
 from care_sweep.store.database import reading, writing
 from care_sweep.store.ending import OPEN_STATES, add_event, no_earlier
+from care_sweep.store.grouping import GroupedWrites
 from care_sweep.store.lease import Lease
 from care_sweep.store.records import (
     AttemptRecord,
@@ -44,6 +45,7 @@ __all__ = ["Store"]
 
 _KEY_SECONDS = 24 * 3600
 _REPORT_KEPT_SECONDS = 3600
+_ROWS_AT_A_TIME = 1000
 
 
 class Store:
@@ -57,6 +59,7 @@ class Store:
         self.engine = engine
         self.clock = clock
         self.control = Control(engine, clock)
+        self._grouped = GroupedWrites(engine)
 
     # --- written by the service ---
 
@@ -74,13 +77,9 @@ class Store:
         """
         for _ in range(2):  # the second time round the row that collided is there to be read
             try:
-                with writing(self.engine) as connection:
-                    if idempotency_key is not None:
-                        self._drop_expired_keys(connection)
-                        known = self._by_key(connection, idempotency_key, body_sha256)
-                        if known is not None:
-                            return sweep_of(connection, known), False
-                    return self._insert(connection, spec, idempotency_key, body_sha256), True
+                return self._grouped.write(
+                    lambda connection: self._accept(connection, spec, idempotency_key, body_sha256)
+                )
             except IntegrityError:
                 if idempotency_key is None:
                     raise
@@ -303,6 +302,28 @@ class Store:
             by_trial = groupby(rows, key=itemgetter(0))
             return {number: math.fsum(seconds for _, seconds in group) for number, group in by_trial}
 
+    def curves(self, sweep_id: str, metric: str) -> Mapping[int, Mapping[int, float]]:
+        """What was measured of one metric, by trial and epoch; an epoch that did not report it is left out.
+
+        It holds no more than that in memory: a long sweep has 100,000 measurements of many metrics.
+
+        Raises:
+            NotFound: there is no such sweep.
+        """
+        query = (
+            select(measurements.c.trial_number, measurements.c.epoch, measurements.c.metrics)
+            .where(measurements.c.sweep_id == sweep_id)
+            .order_by(measurements.c.trial_number, measurements.c.epoch)
+        )
+        found: dict[int, dict[int, float]] = {}
+        with reading(self.engine) as connection:
+            self._state(connection, sweep_id)
+            rows = connection.execution_options(yield_per=_ROWS_AT_A_TIME).execute(query)
+            for number, epoch, metrics in rows:
+                if metric in metrics:
+                    found.setdefault(number, {})[epoch] = metrics[metric]
+        return found
+
     def events(self, sweep_id: str, *, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
         """Events of a sweep that came after the event `after`, oldest first.
 
@@ -354,27 +375,28 @@ class Store:
         expired = idempotency_keys.c.created_at < self.clock() - _KEY_SECONDS
         connection.execute(idempotency_keys.delete().where(expired))
 
+    def _accept(
+        self, connection: Connection, spec: SweepSpec, idempotency_key: str | None, body_sha256: str
+    ) -> tuple[SweepRecord, bool]:
+        if idempotency_key is not None:
+            self._drop_expired_keys(connection)
+            known = self._by_key(connection, idempotency_key, body_sha256)
+            if known is not None:
+                return sweep_of(connection, known), False
+        return self._insert(connection, spec, idempotency_key, body_sha256), True
+
     def _insert(
         self, connection: Connection, spec: SweepSpec, idempotency_key: str | None, body_sha256: str
     ) -> SweepRecord:
         sweep_id, now = secrets.token_hex(6), self.clock()
-        connection.execute(
-            insert(sweeps).values(
-                id=sweep_id,
-                name=spec.name,
-                spec=spec.model_dump(mode="json"),
-                state=SweepState.QUEUED,
-                created_at=now,
-            )
-        )
+        row: dict[str, Any] = {"id": sweep_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
+        row |= {"state": SweepState.QUEUED, "created_at": now}
+        inserted = connection.execute(insert(sweeps).returning(sweeps), row).mappings().one()
         if idempotency_key is not None:
-            connection.execute(
-                insert(idempotency_keys).values(
-                    key=idempotency_key, body_sha256=body_sha256, sweep_id=sweep_id, created_at=now
-                )
-            )
+            made = {"key": idempotency_key, "body_sha256": body_sha256, "sweep_id": sweep_id}
+            connection.execute(insert(idempotency_keys), {**made, "created_at": now})
         add_event(connection, sweep_id, "sweep", {"state": SweepState.QUEUED}, now)
-        return sweep_of(connection, sweep_id)
+        return sweep_record({**inserted, "spec": spec}, {})
 
     def _state(self, connection: Connection, sweep_id: str) -> SweepState:
         state = connection.execute(select(sweeps.c.state).where(sweeps.c.id == sweep_id)).scalar()
@@ -389,13 +411,18 @@ def _under_way(idempotency_key: str | None) -> RequestUnderWay:
     )
 
 
-_TRIALS = select(trials, measurements.c.metrics).outerjoin(
-    measurements,
-    and_(
+_TRIALS = select(
+    trials,
+    # One row by its key for each trial that is answered. As an outer join, PostgreSQL may join all the
+    # trials of a sweep before it takes a page of them, by a plan for as few as the last statistics had.
+    select(measurements.c.metrics)
+    .where(
         measurements.c.sweep_id == trials.c.sweep_id,
         measurements.c.trial_number == trials.c.number,
         measurements.c.epoch == trials.c.last_epoch,
-    ),
+    )
+    .scalar_subquery()
+    .label("metrics"),
 )
 
 

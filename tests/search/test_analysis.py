@@ -2,18 +2,23 @@
 
 import json
 import math
+import warnings
 from typing import Any
 
+import optuna
 import pytest
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from care_sweep.errors import InvalidDocument
 from care_sweep.search.analysis import (
     FinishedTrial,
+    baselines,
     best,
     compare_with_baselines,
     parameter_importance,
     standard_error,
 )
+from care_sweep.search.space import distributions
 from care_sweep.search.study import Study
 from care_sweep.spec import SearchSpace, TrialState
 
@@ -57,6 +62,7 @@ def test_only_complete_trials_rank_and_ties_go_by_number() -> None:
     assert [entry.is_baseline for entry in ranked] == [True, False, False]
     assert best(trials, k=2) == ranked[:2]
     assert best([]) == []
+    assert baselines(trials) == ranked[:1]
     assert json.loads(ranked[1].model_dump_json()) == {
         "rank": 2,
         "number": 1,
@@ -65,6 +71,16 @@ def test_only_complete_trials_rank_and_ties_go_by_number() -> None:
         "value": 0.6,
         "standard_error": pytest.approx(math.sqrt(0.24 / 400)),
     }
+
+
+def test_baselines_stand_by_number_with_their_place_among_all() -> None:
+    trials = [
+        trial(0, 0.6, is_baseline=True),
+        trial(1, 0.8, is_baseline=True),
+        trial(2, None, is_baseline=True, state=TrialState.FAILED),
+        trial(3, 0.7),
+    ]
+    assert [(entry.number, entry.rank) for entry in baselines(trials)] == [(0, 3), (1, 1)]
 
 
 def test_a_complete_trial_without_a_value_is_a_bug() -> None:
@@ -128,6 +144,21 @@ def test_conditional_parameters_have_an_importance(conditional_space: SearchSpac
     importance = parameter_importance(conditional_space, trials)
     assert importance.importances is not None
     assert importance == parameter_importance(conditional_space, trials[::-1])
+
+
+def test_importance_is_that_of_a_study_with_these_trials(space: SearchSpace) -> None:
+    trials = searched(space, 40)
+    study = optuna.create_study(direction="maximize")
+    for one in trials:
+        given = distributions(space, one.values)
+        study.add_trial(
+            optuna.trial.create_trial(value=one.value, params=dict(one.values), distributions=given)
+        )
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=5 / 40)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some regimes for parameter", UserWarning)
+        expected = get_param_importances(study, evaluator=evaluator)
+    assert parameter_importance(space, trials[::-1]).importances == expected
 
 
 def test_too_few_trials_tell_nothing(plain_space: SearchSpace) -> None:

@@ -22,6 +22,11 @@ def test_every_shipped_space_is_sound(name: str) -> None:
         space.trial_config(space.baseline_values(baseline))
 
 
+def test_a_shipped_space_is_read_once() -> None:
+    """To read YAML takes longer than all else that a submission needs of this room."""
+    assert load_space("care-cifar10") is load_space("care-cifar10")
+
+
 def test_the_published_recipe_comes_first() -> None:
     """CIFAR-10: lambda 0.01 on the published scale, times 2 (c - 1) on ours; but 100 epochs for 400."""
     space = load_space("care-cifar10")

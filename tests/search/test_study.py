@@ -11,9 +11,12 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optuna.samplers import TPESampler
+from optuna.search_space import IntersectionSearchSpace
 
 from care_sweep.documents import parse
 from care_sweep.errors import InvalidDocument
+from care_sweep.search import study as study_module
 from care_sweep.search.study import Study
 from care_sweep.spec import Scalar, SearchSpace, TrialState
 
@@ -124,6 +127,32 @@ def test_a_restored_study_goes_on_as_the_live_one(space: SearchSpace) -> None:
         assert restored.ask(number) == point
         for study in (sweep.study, restored):
             study.complete(number, number / 100)
+
+
+MIXED_SPACE = {
+    "temperature": {"type": "float", "low": 0.05, "high": 1.0, "log": True},
+    "batch_size": {"type": "categorical", "choices": [64]},
+    "warmup_epochs": {"type": "int", "low": 0, "high": 10},
+    "encoder": {"type": "categorical", "choices": ["resnet18", "resnet50"]},
+    "augmentation_strength": {"type": "float", "low": 0.0, "high": 1.5},
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_the_sampler_is_told_is_what_it_would_find(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parameters that all trials have: without them it compares all trials at each ask."""
+    space = parse(SearchSpace, {"parameters": MIXED_SPACE})
+
+    def asked() -> list[dict[str, Scalar]]:
+        return [trial.values for trial in live_through(space, seed, num_steps=150).stored.values()]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IntersectionSearchSpace, "calculate", None)
+        told_so = asked()
+    monkeypatch.setattr(
+        study_module._Sampler, "infer_relative_search_space", TPESampler.infer_relative_search_space
+    )
+    assert told_so == asked()
 
 
 @given(data=st.data())

@@ -56,7 +56,7 @@ def test_migrations_build_what_the_schema_says(store: Store) -> None:
         assert context.get_current_revision() == SCHEMA_VERSION
 
 
-@pytest.mark.parametrize("release", ["0001"])
+@pytest.mark.parametrize("release", ["0001", "0002"])
 def test_every_released_schema_is_migrated_with_its_rows(database_url: str, release: str) -> None:
     """The rows are written as that release wrote them, by name."""
     engine = open_database(database_url)

@@ -18,8 +18,9 @@ from situations import (
 )
 from sqlalchemy.exc import IntegrityError, StatementError
 
+from care_sweep.errors import NotFound
 from care_sweep.spec import Measurement, SweepState, TrialState
-from care_sweep.store import AttemptRecord, Lease, MeasurementRecord, Store
+from care_sweep.store import AttemptRecord, Lease, MeasurementRecord, Store, sweeps
 
 
 def _refused(store: Store, write: Callable[[], object], error: type[Exception] = AssertionError) -> None:
@@ -87,6 +88,27 @@ def test_measurements_are_kept_by_trial_and_epoch(store: Store, lease: Lease, cl
     assert rows[2] == MeasurementRecord(0, 3, 1, expected.metrics, expected.seconds, clock.now)
     trial = store.trial(lease.sweep_id, 0)
     assert (trial.last_epoch, trial.metrics, trial.state) == (3, expected.metrics, TrialState.RUNNING)
+
+
+def test_curves_are_those_of_one_metric_and_one_sweep(
+    store: Store, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in parts, one of which ends within a trial."""
+    monkeypatch.setattr(sweeps, "_ROWS_AT_A_TIME", 2)
+    other = claimed(store)
+    for one, number in [(lease, 1), (other, 0)]:
+        one.start_attempt(number, 1, PARAMETERS, is_baseline=False)
+        for epoch in (1, 2):
+            one.record(number, 1, measurement(epoch, accuracy=0.1 + 0.2 * number + epoch / 10))
+    with_more = measurement(1).model_copy(update={"metrics": {"loss": 0.1 + 0.2}})
+    lease.record(0, 1, with_more)
+
+    accuracies = store.curves(lease.sweep_id, "validation_knn_accuracy")
+    assert accuracies == {1: {1: 0.1 + 0.2 + 1 / 10, 2: 0.1 + 0.2 + 2 / 10}}
+    assert store.curves(lease.sweep_id, "loss") == {0: {1: 0.1 + 0.2}, 1: {1: 1 / 3, 2: 1 / 3}}
+    assert store.curves(other.sweep_id, "absent") == {}
+    with pytest.raises(NotFound, match="no sweep 'absent'"):
+        store.curves("absent", "loss")
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 4, 100])
