@@ -4,7 +4,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,7 +61,8 @@ class PostgreSQLServer:
             yield
         finally:
             for process in processes:
-                process.resume()
+                with suppress(psutil.NoSuchProcess):  # one that goes on may end another at once
+                    process.resume()
 
     def end(self) -> None:
         self._control.dispose()
