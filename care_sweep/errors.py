@@ -41,6 +41,7 @@ __all__ = [
     "RequestUnderWay",
     "RevisionMismatch",
     "ServiceError",
+    "StateDamaged",
     "StorageError",
     "TrialCollapsed",
     "TrialDiverged",
@@ -85,6 +86,10 @@ class DatasetError(CareSweepError, ValueError):
 
 class CheckpointError(CareSweepError, ValueError):
     """A checkpoint that is missing, damaged or of a format this version cannot read."""
+
+
+class StateDamaged(CheckpointError):  # noqa: N818
+    """A training state that is missing, damaged or of an older format: the trial can only begin anew."""
 
 
 class TrialDiverged(CareSweepError, ArithmeticError):  # noqa: N818

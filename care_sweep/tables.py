@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from care_sweep.answers import Best, Sweep, SweepSummary, Trial
+from care_sweep.terminal import printable
 
 __all__ = [
     "STATE_STYLES",
@@ -53,7 +54,7 @@ def sweep_view(sweep: Sweep, trials: Sequence[Trial]) -> RenderableType:
     facts = _facts(
         ("name", Text(sweep["name"])),
         ("state", _state(sweep["state"], sweep["reason"])),
-        ("message", Text(sweep["message"] or "")),
+        ("message", Text(printable(sweep["message"] or ""))),
         ("space", sweep["space"]),
         ("metric", sweep["metric"]),
         ("trials", f"{count_states(sweep['trial_counts']) or 'none yet'}, of {sweep['num_trials']}"),
@@ -130,7 +131,7 @@ def metrics_table(metrics: Mapping[str, float]) -> RenderableType:
 def parameters(values: Mapping[str, Any]) -> Text:
     return Text(
         ", ".join(
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            f"{name}={value:.4g}" if isinstance(value, float) else printable(f"{name}={value}")
             for name, value in values.items()
         )
     )

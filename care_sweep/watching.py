@@ -14,6 +14,7 @@ from rich.text import Text
 from care_sweep.answers import Event, Sweep
 from care_sweep.spec import SweepState, TrialConfig, TrialState
 from care_sweep.tables import STATE_STYLES, count_states
+from care_sweep.terminal import printable
 
 __all__ = ["SweepProgress", "watch"]
 
@@ -137,7 +138,7 @@ def _is_news(event: Event) -> bool:
 
 def _line(event: Event, progress: SweepProgress) -> str:
     data = event["data"]
-    why = ": ".join(str(data[key]) for key in ("reason", "message") if data.get(key))
+    why = ": ".join(printable(str(data[key])) for key in ("reason", "message") if data.get(key))
     if event["kind"] == "sweep":
         return f"sweep {data['state']}" + (f" ({why})" if why else "")
     trial = progress.trials[data["number"]]

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typer.core import TyperCommand
 
 from care_sweep.errors import CareSweepError, InvalidDocument, ServiceError
 from care_sweep.settings import Settings
+from care_sweep.terminal import printable, printable_json
 
 if TYPE_CHECKING:
     from care_sweep.client import Client
@@ -30,13 +30,9 @@ __all__ = [
     "command",
     "print_answer",
     "print_json",
-    "printable",
 ]
 
 INTERRUPTED = 130
-
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Control characters but tab and line feed, and what turns the direction of text or breaks its line."""
 
 app = typer.Typer(
     help="Hyperparameter sweeps for CARE: start an instance, submit a sweep, take its best encoder.",
@@ -95,12 +91,7 @@ def print_answer(answer: Any, view: RenderableType, as_json: bool) -> None:
 def print_json(answer: Any, indent: int | None = 2) -> None:
     """Print an answer as JSON; `indent=None` puts it on one line, for a stream of them."""
     text = json.dumps(answer, indent=indent, ensure_ascii=False)
-    print(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
-
-
-def printable(text: str) -> str:
-    """Text of whatever origin as a terminal may get it: what would steer it stands escaped, as in `\\x1b`."""
-    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+    print(printable_json(text), flush=True)
 
 
 def _tell(error: Exception, *, doing: str, as_json: bool) -> None:
@@ -115,6 +106,6 @@ def _tell(error: Exception, *, doing: str, as_json: bool) -> None:
             "detail": detail,
             "problems": [problem.to_json() for problem in problems],
         }
-        print(json.dumps(document, ensure_ascii=False), file=sys.stderr)
+        print(printable_json(json.dumps(document, ensure_ascii=False)), file=sys.stderr)
     else:
-        print(f"error: {detail}", file=sys.stderr)
+        print(f"error: {printable(detail)}", file=sys.stderr)

@@ -19,11 +19,11 @@ from care_sweep.cli.options import (
     command,
     print_answer,
     print_json,
-    printable,
 )
 from care_sweep.client import Client
 from care_sweep.errors import Conflict
 from care_sweep.spec import SweepState
+from care_sweep.terminal import printable
 from care_sweep.watching import watch as watch_events
 
 __all__ = ["best", "download", "export", "list_sweeps", "logs", "show", "spaces", "submit", "watch"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from care_sweep.errors import CheckpointError
+from care_sweep.errors import StateDamaged
 
 __all__ = ["check_optimizer", "check_tensors", "opened", "sealed"]
 
@@ -33,25 +33,25 @@ def opened(path: Path, device: torch.device) -> dict[str, Any]:
     """What `sealed` was given, its tensors on the device.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or no state that this care-sweep wrote.
+        StateDamaged: the file is missing or damaged, or no state that this care-sweep wrote.
     """
     try:
         found = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: no readable training state ({error.strerror}); train anew") from error
+        raise StateDamaged(f"{path}: no readable training state ({error.strerror}); train anew") from error
     header, rest = found[: len(_HEADER)], found[len(_HEADER) :]
     if header != _HEADER:
-        raise CheckpointError(
+        raise StateDamaged(
             f"{path}: no readable training state: damaged, or written by an older care-sweep; train anew"
         )
     if hashlib.sha256(rest[_SUM_BYTES:]).digest() != rest[:_SUM_BYTES]:
-        raise CheckpointError(f"{path}: no readable training state: its SHA-256 does not fit; train anew")
+        raise StateDamaged(f"{path}: no readable training state: its SHA-256 does not fit; train anew")
     try:
         state: dict[str, Any] = torch.load(
             io.BytesIO(rest[_SUM_BYTES:]), map_location=device, weights_only=True
         )
     except Exception as error:  # what torch.load raises for a file of another kind is not documented
-        raise CheckpointError(f"{path}: no readable training state ({error}); train anew") from error
+        raise StateDamaged(f"{path}: no readable training state ({error}); train anew") from error
     return state
 
 

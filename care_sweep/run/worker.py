@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from care_sweep.documents import parse
-from care_sweep.errors import CareSweepError, DatasetError, StorageError, TrialCollapsed, TrialDiverged
+from care_sweep.errors import (
+    CareSweepError,
+    DatasetError,
+    StateDamaged,
+    StorageError,
+    TrialCollapsed,
+    TrialDiverged,
+)
 from care_sweep.layout import LOG_NAME
 from care_sweep.run.workplace import Workplace, workplace
 from care_sweep.spec import Measurement, TrialConfig
@@ -79,7 +86,12 @@ def _train(order: Mapping[str, Any], place: Workplace) -> None:
         data = _dataset(
             config.dataset, config.resize, Path(order["download_directory"]), tuple(order["data_roots"])
         )
-        train(config, data, _reporter(order, place), directory=place.directory, resume_from=state)
+        report = _reporter(order, place)
+        try:
+            train(config, data, report, directory=place.directory, resume_from=state)
+        except StateDamaged as error:  # what the driver has heard already it leaves aside
+            _LOG.warning("%s: begins anew", error)
+            train(config, data, report, directory=place.directory)
     except Exception:
         _LOG.exception("trial %d failed", order["number"])
         raise

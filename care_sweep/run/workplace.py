@@ -42,10 +42,10 @@ class Workplace:
     directory: Path
 
     def training_state(self, epoch: int) -> Path | None:
-        """The training state after an epoch, whichever attempt left it; all others are deleted."""
+        """The training state after an epoch, of the latest attempt that left it; all others are deleted."""
         name = "/" + state_name(epoch)
         found = (one.key for one in self.storage.list(self.trial) if one.key.endswith(name))
-        key = max(found, default=None)
+        key = max(found, key=lambda key: (len(key), key), default=None)  # attempt-10 comes after attempt-9
         discard_training_states(self.storage, self.trial, keep=key)
         return None if key is None else self._fetch(key)
 

@@ -133,6 +133,35 @@ def test_an_attempt_goes_on_elsewhere_to_the_bit(
     assert not any((tmp_path / "scratch").glob("*/attempt-*")), "nothing stays in scratch"
 
 
+def test_a_damaged_state_is_no_end(
+    storage_uri: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _Driver(str(tmp_path / "whole"), dataset, tmp_path, monkeypatch)
+    whole.run(attempt=1)
+    driver = _Driver(storage_uri, dataset, tmp_path / "scratch", monkeypatch)
+    driver.run(attempt=1, stop_after=2)
+    key = f"{TRIAL}/attempt-1/state-00002.pt"
+    state = bytearray(b"".join(driver.storage.read(key)))
+    state[-100] ^= 1
+    driver.storage.put(key, bytes(state), overwrite=True)
+    driver.heard.clear()
+    driver.run(attempt=2, last_epoch=2)
+    assert _metrics(driver.heard) == _metrics(whole.heard)
+    log = b"".join(driver.storage.read(f"{TRIAL}/attempt-2/log.txt")).decode()
+    assert "its SHA-256 does not fit; train anew: begins anew" in log
+
+
+def test_of_many_attempts_the_latest_left_the_state(storage: Storage, tmp_path: Path) -> None:
+    for attempt in (2, 9, 10):
+        storage.put(f"{TRIAL}/attempt-{attempt}/state-00003.pt", str(attempt).encode())
+    with workplace(storage, TRIAL, 11, tmp_path / "scratch") as place:
+        state = place.training_state(3)
+        assert state is not None and state.read_text() == "10"
+    assert [one.key.split("/")[-2] for one in storage.list(TRIAL) if one.key.endswith(".pt")] == [
+        "attempt-10"
+    ]
+
+
 def test_an_object_store_that_does_not_answer_interrupts(
     bucket: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

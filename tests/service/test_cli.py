@@ -205,8 +205,9 @@ def test_resuming_needs_a_state(run: Run, tmp_path: Path) -> None:
 
 def test_watching_a_sweep_that_fails(run: Run, live_fabricate: Fabricator) -> None:
     lease = live_fabricate.claimed()
-    lease.finish_sweep(SweepState.FAILED, reason="driver", message="it was not to be")
-    assert "sweep FAILED (driver: it was not to be)" in run("watch", lease.sweep_id, status=1).stdout
+    lease.finish_sweep(SweepState.FAILED, reason="driver", message="it was \x1b[2Jnot to be")
+    assert r"sweep FAILED (driver: it was \x1b[2Jnot to be)" in run("watch", lease.sweep_id, status=1).stdout
+    assert r"it was \x1b[2Jnot to be" in run("show", lease.sweep_id).stdout
     run("watch", lease.sweep_id, "--json", status=1)
 
 
