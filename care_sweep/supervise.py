@@ -107,7 +107,7 @@ class Instance:
             self.runner.stop(grace_seconds=5)  # while Ray starts
         if self.ray is not None:
             self.ray.look()
-        if self.runner.is_due and (self.ray is None or self.ray.is_up):
+        if self.runner.is_due:  # it loads its libraries while Ray starts, and waits for it
             address = {} if self.ray is None else {"RAY_ADDRESS": self.ray.address}
             self.runner.start(self._environment | address)
         return said
@@ -120,7 +120,8 @@ class Instance:
 
     def _is_ready(self) -> bool:
         """Whether all answer; the storage may be away for a while, and the service runs all the same."""
-        return self.runner.process is not None and answers(f"{self.url}/healthz")
+        is_ray_up = self.ray is None or self.ray.is_up
+        return is_ray_up and self.runner.process is not None and answers(f"{self.url}/healthz")
 
 
 def serve(

@@ -143,14 +143,16 @@ def test_a_process_that_ray_loses_before_anybody_saw_it_is_noticed(planned: _Pla
 def test_what_dies_while_ray_starts_is_started_again(planned: _Planned) -> None:
     with planned.started() as instance:
         planned.gate.unlink()
+        runner = _pid(instance.runner)
         planned.kill(planned.ray)
-        assert instance.runner.process is None, "it needs Ray"
+        planned.tend_until(lambda: instance.runner.process)
+        assert _pid(instance.runner) != runner, "its connection died with Ray"
         planned.kill(instance.service)
+        planned.kill(instance.runner)
         planned.kill(planned.ray)
         assert not planned.ray.is_up
         planned.gate.touch()
-        planned.tend_until(lambda: instance.runner.process)
-        assert planned.ray.is_up
+        planned.tend_until(lambda: planned.ray.is_up and instance.runner.process)
 
 
 def test_a_part_that_cannot_start_is_told_with_its_last_words(planned: _Planned) -> None:

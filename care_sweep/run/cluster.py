@@ -1,17 +1,39 @@
 """How is the Ray cluster reached, and what does it look like from here?"""
 
 import logging
+import socket
+import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
-__all__ = ["connect", "describe"]
+__all__ = ["await_cluster", "connect", "describe"]
+
+_LOG = logging.getLogger(__name__)
+_POLL_SECONDS = 0.2
 
 _WORKER_ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # at 2 s a trial slow to unwind leaks its slot
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+
+def await_cluster(address: str) -> None:
+    """Return once somebody listens at `address` ("host:port"): a Ray that starts, or is away, comes back."""
+    where = urlsplit(address if "://" in address else f"//{address}")
+    has_complained = False
+    while where.port is not None:  # as in "auto", which Ray finds out itself
+        try:
+            socket.create_connection((where.hostname, where.port), timeout=5).close()
+        except OSError as error:
+            if not has_complained:
+                _LOG.info("waiting for Ray at %s: %s", address, error)
+                has_complained = True
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def connect(address: str) -> None:

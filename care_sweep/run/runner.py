@@ -16,7 +16,7 @@ from pathlib import Path
 
 from care_sweep.errors import DatabaseUnavailable, LeaseLost, NotFound, StorageError
 from care_sweep.layout import discard_training_states, sweep_prefix
-from care_sweep.run.cluster import connect, describe
+from care_sweep.run.cluster import await_cluster, connect, describe
 from care_sweep.run.driver import LEASE_LOST
 from care_sweep.run.patience import Complaints, outlast
 from care_sweep.run.tidying import tidy_up
@@ -253,6 +253,7 @@ def main() -> int:
         return 2
     stop = threading.Event()
     store = Store(outlast(lambda: open_database(settings.database_url)))
+    await_cluster(settings.ray_address)
     connect(settings.ray_address)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
