@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test test-full lock clean
+.PHONY: help setup demo serve lint check test test-full lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,11 +25,13 @@ demo: setup  ## a whole sweep on real images in a few minutes
 serve: setup  ## the service, a runner and a local Ray with its dashboard
 	$(BIN)/care-sweep serve
 
-check: setup  ## format, lint, types, import contracts, fast unit tests
+lint: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint  ## the same, and fast unit tests
 	$(BIN)/pytest -q -m "not (ray or slow or gpu or containers or full)"
 
 test: setup  ## every test but those of test-full
