@@ -29,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "Conflict",
     "DatabaseBusy",
+    "DatabaseDamaged",
     "DatabaseError",
     "DatabaseFull",
     "DatabaseUnavailable",
@@ -135,6 +136,10 @@ class LeaseLost(CareSweepError):  # noqa: N818
 
 class DatabaseError(CareSweepError):
     """The database is of a newer schema, damaged, or out of reach."""
+
+
+class DatabaseDamaged(DatabaseError):  # noqa: N818
+    """The database's file is not as it was written; only a copy helps."""
 
 
 class DatabaseUnavailable(DatabaseError):  # noqa: N818

@@ -10,6 +10,7 @@ __all__ = [
     "LOG_NAME",
     "SWEEPS",
     "attempt_prefix",
+    "discard_all",
     "discard_training_states",
     "state_name",
     "sweep_prefix",
@@ -41,6 +42,14 @@ def attempt_prefix(trial: str, attempt: int) -> str:
 def state_name(epoch: int) -> str:
     """The name of the training state after an epoch."""
     return f"state-{epoch:05d}.pt"
+
+
+def discard_all(storage: Storage, sweep_id: str) -> None:
+    """Delete all that a sweep has left, once no row points at it; what stays is told in the log."""
+    try:
+        storage.delete(one.key for one in storage.list(sweep_prefix(sweep_id)))
+    except StorageError as error:
+        _LOG.warning("what is left of sweep %s could not be deleted: %s", sweep_id, error)
 
 
 def discard_training_states(storage: Storage, prefix: str, *, keep: str | None = None) -> None:

@@ -152,6 +152,8 @@ def _picture(sweep: Sweep, progress: SweepProgress) -> RenderableType:
     )
     if progress.reason:
         head.append(f" ({progress.reason})")
+    if progress.message:
+        head.append(f"\n{printable(progress.message)}", "yellow")
     bar = Table.grid(padding=(0, 1, 0, 0))
     bar.add_row(
         ProgressBar(total=1.0, completed=progress.share_done, width=40),

@@ -13,13 +13,13 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import Headers
 
 from care_sweep.errors import CheckpointError, NotFound, StorageError
-from care_sweep.layout import sweep_prefix, trial_prefix
+from care_sweep.layout import trial_prefix
 from care_sweep.spec import CheckpointReference, TrialState
 from care_sweep.storage import Storage, StoredObject
 from care_sweep.store import TrialRecord
 from service.problems import answers
 
-__all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "discard", "out_of_reach"]
+__all__ = ["CHECKPOINT_RESPONSES", "checkpoint_response", "out_of_reach"]
 
 _log = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"attempt-\d{1,10}/checkpoint\.tar")
@@ -152,11 +152,3 @@ def _single_range(header: str | None, size: int) -> range | None:
         detail = f"the checkpoint has {size} bytes: a range must begin at 0 to {size - 1}"
         raise HTTPException(416, detail, {"Content-Range": f"bytes */{size}"})
     return range(start, stop)
-
-
-def discard(storage: Storage, sweep_id: str) -> None:
-    """Delete all that a sweep has left, once no row points at it; what stays is told in the log."""
-    try:
-        storage.delete(one.key for one in storage.list(sweep_prefix(sweep_id)))
-    except StorageError as error:
-        _log.warning("what is left of sweep %s could not be deleted: %s", sweep_id, error)

@@ -27,8 +27,8 @@ class Sent:
 async def _read_body(request: Request) -> Sent:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip()
     if not _MEDIA_TYPES.fullmatch(media_type):
-        found = repr(media_type or "nothing")
-        raise HTTPException(415, f"a document comes as application/json or application/yaml, not as {found}")
+        found = f"not as {media_type!r}" if media_type else "and says so in Content-Type"
+        raise HTTPException(415, f"a document comes as application/json or application/yaml, {found}")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         raise _too_large()

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Header, HTTPException, Response
 
 from care_sweep.documents import parse, pointer
 from care_sweep.errors import InvalidDocument, Problem
+from care_sweep.layout import discard_all, discard_training_states, sweep_prefix
 from care_sweep.search.catalog import read_document
 from care_sweep.search.space import distributions
 from care_sweep.spec import SearchSpace, SweepSpec
+from care_sweep.storage import Storage
 from care_sweep.store import SweepRecord
-from service import artifacts
 from service.body import Body, described
 from service.problems import answers
 from service.request import StorageHeld, StoreHeld, SweepId, TrialNumber
@@ -44,15 +45,15 @@ def resume(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
 
 
 @router.post(":stop", responses=_SOON)
-def stop(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
+def stop(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld, response: Response) -> Sweep:
     """Begin no new trial, let those that have begun end, and succeed with what is there."""
-    return _answer(store.control.stop(sweep_id), response)
+    return _ended(store.control.stop(sweep_id), storage, response)
 
 
 @router.post(":cancel", responses=_SOON)
-def cancel(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
+def cancel(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld, response: Response) -> Sweep:
     """End a sweep: a waiting one at once (200), a running one once its runner has stopped it (202)."""
-    return _answer(store.control.cancel(sweep_id), response)
+    return _ended(store.control.cancel(sweep_id), storage, response)
 
 
 @router.patch("", responses={**_SOON, **answers(412, 413, 415, 422)}, openapi_extra=described("SweepChange"))
@@ -75,7 +76,7 @@ def change(
 def delete(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld) -> None:
     """Delete an ended sweep with its trials, checkpoints and logs."""
     store.control.delete(sweep_id)
-    artifacts.discard(storage, sweep_id)
+    discard_all(storage, sweep_id)
 
 
 @router.post(
@@ -96,6 +97,13 @@ def enqueue(sweep_id: SweepId, body: Body, store: StoreHeld, response: Response)
 def stop_trial(sweep_id: SweepId, number: TrialNumber, store: StoreHeld, response: Response) -> Sweep:
     """Cancel one open trial; a running one stops after its epoch."""
     return Sweep.tagged(store.control.stop_trial(sweep_id, number), response)
+
+
+def _ended(record: SweepRecord, storage: Storage, response: Response) -> Sweep:
+    """Where nobody drove it, nobody else deletes what its trials would have gone on from."""
+    if record.state.is_terminal:
+        discard_training_states(storage, sweep_prefix(record.id))
+    return _answer(record, response)
 
 
 def _answer(record: SweepRecord, response: Response) -> Sweep:

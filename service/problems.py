@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from care_sweep.documents import pointer, shorten
 from care_sweep.errors import (
@@ -19,6 +20,7 @@ from care_sweep.errors import (
     CheckpointError,
     Conflict,
     DatabaseBusy,
+    DatabaseDamaged,
     DatabaseError,
     DatabaseFull,
     DatabaseUnavailable,
@@ -71,6 +73,7 @@ _KINDS: Mapping[type[CareSweepError], tuple[int, str]] = {
     IdempotencyKeyReused: (422, "Idempotency key reused"),
     CheckpointError: (500, "Checkpoint damaged"),  # the service's loss, whatever the request says
     DatabaseError: (503, "Database out of reach"),
+    DatabaseDamaged: (500, "Database damaged"),
     DatabaseUnavailable: (503, "Database out of reach"),
     DatabaseBusy: (503, "Database busy"),
     DatabaseFull: (507, "Database full"),
@@ -124,9 +127,16 @@ async def _http(request: Request, error: HTTPException) -> Response:
     if detail == phrase and error.status_code == 404:
         detail = f"there is no {request.url.path}; /docs lists what there is"
     elif detail == phrase and error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = ", ".join(_methods(request))
         detail = f"{request.method} is not for {request.url.path}; use {allowed}"
+        return _answer(request, error.status_code, phrase.capitalize(), detail, (), {"Allow": allowed})
     return _answer(request, error.status_code, phrase.capitalize(), detail, (), error.headers)
+
+
+def _methods(request: Request) -> Sequence[str]:
+    """Those of all routes of the path: the framework names the first one's."""
+    found = (route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
+    return sorted({method for route in found for method in route.methods})
 
 
 async def _disk(request: Request, error: Exception) -> Response:

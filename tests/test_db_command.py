@@ -70,3 +70,20 @@ def test_a_database_out_of_reach_is_an_error_in_a_line() -> None:
         "error: the database postgresql+psycopg://me:***@127.0.0.1:1/none cannot be opened"
     )
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("command", ["check", "copy"])
+def test_a_damaged_file_is_told_in_words(url: str, tmp_path: Path, command: str) -> None:
+    engine = create_engine(url)
+    store = Store(engine)
+    for _ in range(200):
+        store.submit(resolve_sweep({"name": "one", "space": "cifar10-mini", "num_trials": 2}))
+    engine.dispose()
+    path = tmp_path / "source.db"
+    content = path.read_bytes()
+    path.write_bytes(content[:-300_000] + b"\xaa" * 200_000 + content[-100_000:])
+    targets = [f"sqlite:///{tmp_path / 'target.db'}"] if command == "copy" else []
+    said = _db(command, url, *targets, status=1)
+    words = said.stdout + said.stderr
+    assert "SQLite" in words or "damaged" in words
+    assert "sqlalchemy" not in words and "[SQL" not in words

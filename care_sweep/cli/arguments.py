@@ -59,8 +59,8 @@ def space_document(what: str) -> Any:
     return load_space(content).model_dump(mode="json") if isinstance(content, str) else content
 
 
-def assigned(assignments: list[str]) -> dict[str, Scalar]:
-    """The values that words such as `epochs=3` give.
+def assigned(assignments: list[str], *, given_as: str) -> dict[str, Scalar]:
+    """The values that words such as `epochs=3` give; `given_as` names the option or argument they are of.
 
     Raises:
         BadParameter: a word is not KEY=VALUE.
@@ -68,7 +68,7 @@ def assigned(assignments: list[str]) -> dict[str, Scalar]:
     pairs = [assignment.partition("=") for assignment in assignments]
     wrong = [name for name, separator, _ in pairs if not separator or not name]
     if wrong:
-        raise typer.BadParameter(f"{wrong[0]!r} is not KEY=VALUE", param_hint="--set")
+        raise typer.BadParameter(f"{wrong[0]!r} is not KEY=VALUE", param_hint=given_as)
     return {name: scalar(text) for name, _, text in pairs}
 
 

@@ -77,7 +77,7 @@ def enqueue(
 ) -> None:
     """Have a configuration tried before what the search suggests."""
     with client_at(url) as client:
-        sweep = client.enqueue(sweep_id, assigned(values))
+        sweep = client.enqueue(sweep_id, assigned(values, given_as="KEY=VALUE"))
     print_answer(sweep, f"sweep {sweep['id']} will try {' '.join(values)}", as_json)
 
 

@@ -75,7 +75,7 @@ def submit(
             **{key: value for key, value in resources.items() if value is not None},
         }
     if max_seconds is not None:
-        document["budget"] = {"max_seconds": max_seconds}
+        document["budget"] = {**(document.get("budget") or {}), "max_seconds": max_seconds}
     with client_at(url) as client:
         if validate_only:
             print_json(client.submit(document, validate_only=True))

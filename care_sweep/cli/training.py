@@ -52,7 +52,7 @@ def train(
     if resume and overwrite:
         raise typer.BadParameter("give one of the two", param_hint="--resume / --overwrite")
     settings = Settings.from_environment()
-    overrides = assigned(assignments or [])
+    overrides = assigned(assignments or [], given_as="--set")
     named = {"epochs": epochs, "dataset": dataset, "seed": seed}
     overrides |= {key: value for key, value in named.items() if value is not None}
     if config is not None:

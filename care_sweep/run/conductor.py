@@ -78,7 +78,7 @@ class Conductor:
     """Runs one sweep's trials from the store's point of view. Used from one thread.
 
     `next` proposes attempts; `measured`, `failed`, `interrupted` and `lost` hear what became of them. `look`
-    hears the wishes of users, at most twice a second.
+    hears the wishes of users, at most twice a second; `revision` is the last that it heard.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Conductor:
         self._clock = clock
         self._seconds_before, self._began = sweep.active_seconds, clock()
         self._gpu_seconds = sweep.gpu_seconds
-        self._revision, self._looked_at = 0, -math.inf
+        self.revision, self._looked_at = 0, -math.inf
         self._state = sweep.state
         self._enqueued: dict[int, Mapping[str, Scalar]] = {}
         self._stop_requested: frozenset[int] = frozenset()
@@ -164,12 +164,12 @@ class Conductor:
             return
         self._looked_at = self._clock()
         try:
-            wishes = self._store.wishes(self._lease.sweep_id, seen=self._revision)
+            wishes = self._store.wishes(self._lease.sweep_id, seen=self.revision)
         except DatabaseUnavailable:
             return  # nobody can wish anything now; the next write waits, and says so
         if wishes is None:
             return
-        self._revision, self._state, self.spec = wishes.revision, wishes.state, wishes.spec
+        self.revision, self._state, self.spec = wishes.revision, wishes.state, wishes.spec
         self._enqueued = dict(wishes.enqueued)
         self._stop_requested = wishes.stop_requested
         for number in [number for number in self._again if number in wishes.stop_requested]:

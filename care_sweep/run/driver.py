@@ -5,6 +5,7 @@ its lease was lost, and otherwise 1: the runner then starts another, which goes 
 """
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -12,13 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from care_sweep.errors import LeaseLost
+from care_sweep.errors import LeaseLost, RevisionMismatch
 from care_sweep.run.patience import Complaints, outlast
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState, TrialState
 from care_sweep.storage import open_storage
 from care_sweep.store import Lease, Store, open_database
+
+if TYPE_CHECKING:
+    from care_sweep.run.conductor import Conductor
 
 __all__ = ["LEASE_LOST", "main"]
 
@@ -70,16 +75,26 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
     if conductor.is_paused:
         lease.release(reason="paused")
         return
+    try:
+        _finish(store, lease, conductor)
+    except RevisionMismatch as error:
+        _LOG.info("%s: the next driver will", error)
+        lease.release()
+
+
+def _finish(store: Store, lease: Lease, conductor: "Conductor") -> None:
+    """Store how the sweep ended, unless a user has wished something in the last moment."""
+    finish = functools.partial(lease.finish_sweep, seen=conductor.revision)
     counts = outlast(lambda: store.sweep(lease.sweep_id)).trial_counts
     if conductor.is_draining:
-        lease.finish_sweep(SweepState.SUCCEEDED, reason="stopped")
+        finish(SweepState.SUCCEEDED, reason="stopped")
     elif conductor.has_cut_short and set(counts) != {TrialState.FAILED}:
-        lease.finish_sweep(SweepState.SUCCEEDED, reason="budget spent")
+        finish(SweepState.SUCCEEDED, reason="budget spent")
     elif counts.get(TrialState.COMPLETE):
-        lease.finish_sweep(SweepState.SUCCEEDED)
+        finish(SweepState.SUCCEEDED)
     else:
         message = "every trial failed: `care-sweep logs` shows why"
-        lease.finish_sweep(SweepState.FAILED, reason="no complete trial", message=message)
+        finish(SweepState.FAILED, reason="no complete trial", message=message)
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 
-from care_sweep.errors import DatabaseUnavailable, LeaseLost, NotFound, StorageError
-from care_sweep.layout import discard_training_states, sweep_prefix
+from care_sweep.errors import DatabaseUnavailable, LeaseLost, StorageError
+from care_sweep.layout import discard_all, discard_training_states, sweep_prefix
 from care_sweep.run.cluster import await_cluster, connect, describe
 from care_sweep.run.driver import LEASE_LOST
 from care_sweep.run.patience import Complaints, outlast
@@ -23,7 +25,7 @@ from care_sweep.run.tidying import tidy_up
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState
 from care_sweep.storage import open_storage
-from care_sweep.store import Lease, Store, SweepRecord, open_database
+from care_sweep.store import HoldRecord, Lease, Store, open_database
 
 __all__ = ["Runner", "main"]
 
@@ -32,6 +34,15 @@ LEASE_SECONDS = 15.0
 
 _BLIND_SECONDS = 5.0
 """Who saw nothing for so long, since the database was away or it slept itself, observes anew."""
+
+_LATE_SECONDS = LEASE_SECONDS / 2
+"""Who renews every 2 s and has not for so long may be gone."""
+
+_CANCELLED_SECONDS = 5.0
+"""A holder that does not end a cancelled sweep in this time is not waited for any longer."""
+
+_LATE_WRITE_SECONDS = 30.0
+"""By then Ray has ended the workers of a driver that has gone."""
 
 _HANG_SECONDS = 60.0  # of a driver of one's own, whose process is there and may be slow to start
 _POLL_SECONDS = 0.5
@@ -56,6 +67,15 @@ class _Observation:
     counter: int
     since: float
     seen_at: float
+    has_moved: bool
+
+
+class _Doubt(Enum):
+    """Has a sweep that another held lost its holder?"""
+
+    NONE = auto()
+    PERHAPS = auto()
+    GONE = auto()
 
 
 @dataclass
@@ -82,17 +102,28 @@ class Runner:
         self._drivers: dict[str, _Driver] = {}
         self._observed: dict[str, _Observation] = {}
         self._deaths: dict[str, _Deaths] = {}
+        self._left: deque[tuple[float, str]] = deque()
 
     def step(self) -> None:
-        """Look once at every driver and every sweep that may need one."""
+        """Look once at every driver and every sweep that may need one.
+
+        Sweeps that have lost their holder come before those that wait. One that may have is given time to
+        show itself, and its place is kept: else a new sweep would take it for as long as that runs.
+        """
         for driver in list(self._drivers.values()):
             self._look_after(driver)
-        for sweep in self._claimable():
-            if len(self._drivers) >= self.max_active_sweeps:
-                break
-            lease = self.store.claim(sweep, self.name)
-            if lease is not None:
-                self._begin(sweep, lease)
+        self._discard_late_writes()
+        num_doubtful = 0
+        for sweep in self.store.holds():
+            if sweep.id in self._drivers:
+                continue
+            doubt = self._doubt(sweep)
+            if doubt is _Doubt.GONE and (self._has_room() or _needs_no_driver(sweep)):
+                self._claim(sweep)
+            num_doubtful += doubt is not _Doubt.NONE
+        num_free = self.max_active_sweeps - len(self._drivers) - num_doubtful
+        for sweep in self.store.queued(limit=num_free) if num_free > 0 else ():
+            self._claim(sweep)
 
     def close(self) -> None:
         """End the drivers and let go of their sweeps, which go on when a runner claims them again."""
@@ -103,20 +134,21 @@ class Runner:
             self._keep_log(driver)
         self._drivers.clear()
 
-    def _claimable(self) -> list[SweepRecord]:
-        """Waiting sweeps, oldest first, after those whose driver or runner has gone."""
-        live = [SweepState.RUNNING, SweepState.PAUSED, SweepState.STOPPING]
-        leased = self.store.sweeps(states=live, oldest_first=True, page_size=1000).items
-        abandoned = [s for s in leased if s.id not in self._drivers and self._is_abandoned(s)]
-        queued = self.store.sweeps(states=[SweepState.QUEUED], oldest_first=True, page_size=1000).items
-        return [*abandoned, *(s for s in queued if s.id not in self._drivers)]
+    def _has_room(self) -> bool:
+        return len(self._drivers) < self.max_active_sweeps
 
-    def _is_abandoned(self, sweep: SweepRecord) -> bool:
+    def _doubt(self, sweep: HoldRecord) -> "_Doubt":
+        """Whether a sweep that others held has lost its holder."""
         if sweep.lease_owner is None:
-            return sweep.state is not SweepState.PAUSED
-        return self._has_run_out(sweep, LEASE_SECONDS)
+            return _Doubt.GONE
+        patience = _CANCELLED_SECONDS if sweep.is_cancelled else LEASE_SECONDS
+        if self._has_run_out(sweep, patience):
+            return _Doubt.GONE
+        seen = self._observed[sweep.id]
+        is_late = self.monotonic() - seen.since > _LATE_SECONDS
+        return _Doubt.PERHAPS if is_late or not seen.has_moved else _Doubt.NONE
 
-    def _has_run_out(self, sweep: SweepRecord, seconds: float) -> bool:
+    def _has_run_out(self, sweep: HoldRecord, seconds: float) -> bool:
         """Whether this runner saw the sweep's counter stand still for so long, though it could have moved."""
         seen = self._observed.get(sweep.id)
         stood = seen is not None and seen.counter == sweep.lease_counter
@@ -124,19 +156,26 @@ class Runner:
             self.store.ping()  # where nobody can write, nobody can renew
         now = self.monotonic()
         if seen is None or not stood or now - seen.seen_at > _BLIND_SECONDS:
-            self._observed[sweep.id] = _Observation(sweep.lease_counter, now, now)
+            has_moved = seen is not None and not stood
+            self._observed[sweep.id] = _Observation(sweep.lease_counter, now, now, has_moved)
             return False
         seen.seen_at = now
         return now - seen.since >= seconds
 
-    def _begin(self, sweep: SweepRecord, lease: Lease) -> None:
+    def _claim(self, sweep: HoldRecord) -> None:
+        lease = self.store.claim(sweep, self.name)
+        if lease is not None:
+            self._begin(sweep, lease)
+
+    def _begin(self, sweep: HoldRecord, lease: Lease) -> None:
         self._observed.pop(sweep.id, None)
         if sweep.state is SweepState.PAUSED:
             lease.release(reason="paused")
             return
-        if _is_cancelled(sweep):
+        if sweep.is_cancelled:
             lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
-            self._discard_training_states(sweep.id)
+            discard_training_states(self._storage, sweep_prefix(sweep.id))
+            self._left.append((self.monotonic(), sweep.id))
             return
         log, log_key = self._log_of(lease)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -151,24 +190,22 @@ class Runner:
 
     def _look_after(self, driver: _Driver) -> None:
         status = driver.process.poll()
-        try:
-            sweep = self.store.sweep(driver.lease.sweep_id)
-        except NotFound:  # cancelled and deleted before its driver had noticed
+        sweep = self.store.hold(driver.lease.sweep_id)
+        if sweep is None:  # cancelled and deleted before its driver had noticed
             self._kill(driver)
-            self._drivers.pop(driver.lease.sweep_id)
+            self._forget(driver)
             return
         if status is None:
-            if _is_cancelled(sweep):
+            if sweep.is_cancelled:
                 self._cancel(driver)
             elif self._has_run_out(sweep, _HANG_SECONDS):
                 _LOG.warning("the driver of sweep %s hangs: it has not renewed its lease", sweep.id)
                 self._kill(driver)  # the next look replaces it
             return
-        del self._drivers[sweep.id]
-        self._keep_log(driver)
+        self._forget(driver)
         if sweep.state.is_terminal or status in (0, LEASE_LOST):
             self._deaths.pop(sweep.id, None)
-        elif _is_cancelled(sweep):
+        elif sweep.is_cancelled:
             self._cancel(driver)
         elif sweep.state is SweepState.PAUSED:
             with contextlib.suppress(LeaseLost):
@@ -176,14 +213,32 @@ class Runner:
         else:
             self._replace(driver, status)
 
+    def _forget(self, driver: _Driver) -> None:
+        """It has ended; its workers may not have, and what they still write is looked for later."""
+        self._drivers.pop(driver.lease.sweep_id, None)
+        self._observed.pop(driver.lease.sweep_id, None)
+        self._left.append((self.monotonic(), driver.lease.sweep_id))
+        self._keep_log(driver)
+
+    def _discard_late_writes(self) -> None:
+        """Of what workers wrote after their driver's end, delete what nobody wants any more."""
+        while self._left and self.monotonic() - self._left[0][0] > _LATE_WRITE_SECONDS:
+            _, sweep_id = self._left.popleft()
+            if sweep_id in self._drivers:
+                continue
+            sweep = self.store.hold(sweep_id)
+            if sweep is None:
+                discard_all(self._storage, sweep_id)
+            elif sweep.state.is_terminal:
+                discard_training_states(self._storage, sweep_prefix(sweep_id))
+
     def _cancel(self, driver: _Driver) -> None:
         """Fence the driver off and end it: what it had not stored by now never was."""
         with contextlib.suppress(LeaseLost):
             driver.lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
         self._kill(driver)
-        if self._drivers.pop(driver.lease.sweep_id, None) is not None:
-            self._keep_log(driver)
-        self._discard_training_states(driver.lease.sweep_id)
+        self._forget(driver)
+        discard_training_states(self._storage, sweep_prefix(driver.lease.sweep_id))
         _LOG.info("sweep %s was cancelled", driver.lease.sweep_id)
 
     def _replace(self, driver: _Driver, status: int) -> None:
@@ -201,10 +256,6 @@ class Runner:
                 message = f"its driver ended {deaths.count} times in a row; {driver.log} ends with: "
                 message += _last_line(driver.log)
                 driver.lease.finish_sweep(SweepState.FAILED, reason="driver failed", message=message)
-                self._discard_training_states(sweep_id)
-
-    def _discard_training_states(self, sweep_id: str) -> None:
-        discard_training_states(self._storage, sweep_prefix(sweep_id))
 
     def _log_of(self, lease: Lease) -> tuple[Path, str]:
         """The file that a driver logs to, and its key: its place in a folder, where all drivers append.
@@ -235,8 +286,9 @@ class Runner:
             driver.process.wait()
 
 
-def _is_cancelled(sweep: SweepRecord) -> bool:
-    return sweep.state is SweepState.STOPPING and sweep.reason == "cancelled"
+def _needs_no_driver(sweep: HoldRecord) -> bool:
+    """It is only to be let go of, or ended."""
+    return sweep.is_cancelled or sweep.state is SweepState.PAUSED
 
 
 def _last_line(log: Path) -> str:

@@ -5,7 +5,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from care_sweep.errors import Conflict, NotFound, StorageError
@@ -40,9 +40,10 @@ class Folder:
     def put(self, key: str, content: bytes, *, overwrite: bool = False) -> StoredObject:
         path = self.local_path(key)
         try:
-            with self._told(key):
-                make_folder_durably(path.parent)
-                write_durably(path, content, overwrite=overwrite)
+            try:
+                self._write(key, path, content, overwrite=overwrite)
+            except NotFound:  # its folder was empty, and deleted just now
+                self._write(key, path, content, overwrite=overwrite)
         except FileExistsError:
             if not holds(self, key, content):
                 raise Conflict(f"{self.uri}/{key} is there already with other content") from None
@@ -52,6 +53,11 @@ class Folder:
         if stored.size_bytes != len(content):
             raise StorageError(f"{self.uri}/{key} has {stored.size_bytes} bytes after {len(content)} written")
         return stored
+
+    def _write(self, key: str, path: Path, content: bytes, *, overwrite: bool) -> None:
+        with self._told(key):
+            make_folder_durably(path.parent)
+            write_durably(path, content, overwrite=overwrite)
 
     def head(self, key: str) -> StoredObject:
         with self._told(key):
@@ -83,8 +89,12 @@ class Folder:
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
+            path = self.local_path(key)
             with self._told(key):
-                self.local_path(key).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # as soon as one is not empty
+                for folder in path.parents[: -len(self._root.parents) - 1]:
+                    folder.rmdir()
 
     def sweep_temporary_files(self, older_than_seconds: float) -> int:
         before, num_swept = time.time() - older_than_seconds, 0

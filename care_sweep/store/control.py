@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from care_sweep.errors import Conflict, NotFound, RevisionMismatch
 from care_sweep.spec import Scalar, SweepSpec, SweepState, TrialState
 from care_sweep.store.database import writing
-from care_sweep.store.ending import add_event, end_sweep, let_go
+from care_sweep.store.ending import add_event, end_sweep, end_trial, let_go
 from care_sweep.store.records import SweepRecord
 from care_sweep.store.rows import sweep_of
 from care_sweep.store.schema import enqueued, sweeps, trials
@@ -72,11 +72,12 @@ class Control:
                     f"the sweep has revision {before.revision}, not {revision}: read it again and decide anew"
                 )
             spec = revise(before.spec)
-            num_begun = sum(before.trial_counts.values())
-            if spec.num_trials < num_begun:
+            num_begun, num_waiting = sum(before.trial_counts.values()), _num_waiting(connection, sweep_id)
+            if spec.num_trials < num_begun + num_waiting:
+                enqueued_too = f" and the {num_waiting} enqueued" if num_waiting else ""
                 raise Conflict(
-                    f"num_trials {spec.num_trials} is less than the {num_begun} trials that have begun; "
-                    f"use {num_begun} or more, or stop the sweep"
+                    f"num_trials {spec.num_trials} is less than the {num_begun} trials that have begun"
+                    f"{enqueued_too}; use {num_begun + num_waiting} or more, or stop the sweep"
                 )
             after = state_after(Move.EXTEND, before.state)
             self._revise(connection, sweep_id, {"spec": spec.model_dump(mode="json")})
@@ -90,8 +91,7 @@ class Control:
     def enqueue(self, sweep_id: str, parameters: Mapping[str, Scalar]) -> SweepRecord:
         """Have a configuration tried before what the search suggests; it takes one of `num_trials`."""
         with self._moving(sweep_id, Move.ENQUEUE) as (connection, before):
-            waiting = (enqueued.c.sweep_id == sweep_id) & enqueued.c.trial_number.is_(None)
-            num_waiting = connection.execute(select(func.count()).where(waiting)).scalar_one()
+            num_waiting = _num_waiting(connection, sweep_id)
             num_taken = sum(before.trial_counts.values()) + num_waiting
             num_taken = max(num_taken, len(before.spec.space.baselines) + num_waiting)
             if num_taken >= before.spec.num_trials:
@@ -105,14 +105,17 @@ class Control:
 
     def stop_trial(self, sweep_id: str, number: int) -> SweepRecord:
         """Have one open trial cancelled, at the end of its epoch if it runs."""
-        with self._moving(sweep_id, Move.STOP_TRIAL) as (connection, _):
+        with self._moving(sweep_id, Move.STOP_TRIAL) as (connection, before):
             this = (trials.c.sweep_id == sweep_id) & (trials.c.number == number)
             state = connection.execute(select(trials.c.state).where(this)).scalar()
             if state is None:
                 raise NotFound(f"sweep {sweep_id} has no trial {number}")
             if TrialState(state).is_terminal:
                 raise Conflict(f"trial {number} has already ended as {state}")
-            connection.execute(update(trials).where(this).values(is_stop_requested=True))
+            if before.lease_owner is None:
+                end_trial(connection, sweep_id, number, TrialState.CANCELLED, "stopped", self._clock())
+            else:
+                connection.execute(update(trials).where(this).values(is_stop_requested=True))
             self._revise(connection, sweep_id)
             return sweep_of(connection, sweep_id)
 
@@ -149,3 +152,9 @@ class Control:
             before = sweep_of(connection, sweep_id)
             state_after(move, before.state)
             yield connection, before
+
+
+def _num_waiting(connection: Connection, sweep_id: str) -> int:
+    """How many enqueued points no trial was made of yet."""
+    waiting = (enqueued.c.sweep_id == sweep_id) & enqueued.c.trial_number.is_(None)
+    return int(connection.execute(select(func.count()).where(waiting)).scalar_one())

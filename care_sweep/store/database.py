@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from care_sweep.errors import DatabaseError, DatabaseUnavailable
+from care_sweep.errors import DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from care_sweep.store import postgresql
 from care_sweep.store.schema import SCHEMA_VERSION
 from care_sweep.store.trouble import in_words, told
@@ -83,8 +83,11 @@ def writing(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """One consistent snapshot. Raises DatabaseUnavailable where the database does not answer."""
-    with told(), engine.connect() as connection, connection.begin():
-        yield connection
+    with told(), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with connection.begin():
+            yield connection
 
 
 @contextmanager
@@ -92,7 +95,10 @@ def _opening(url: str) -> Iterator[URL]:
     """The URL in parts; what goes wrong with it is told with the URL's name and a remedy."""
     try:
         with told():
-            yield make_url(url)
+            address = make_url(url)
+            if address.drivername == "postgresql":  # SQLAlchemy 2.0 would take another driver for it
+                address = address.set(drivername="postgresql+psycopg")
+            yield address
     except (DatabaseError, SQLAlchemyError, ImportError, OSError) as error:
         problem = f"the database {_without_password(url)} cannot be opened: {in_words(error)}"
         kind = DatabaseUnavailable if isinstance(error, DatabaseUnavailable) else DatabaseError
@@ -190,7 +196,11 @@ def schema_version(connection: Connection) -> str | None:
 def _remedy(error: Exception) -> str:
     if isinstance(error, ImportError):
         return "; install the driver of that database beside care-sweep"
-    if isinstance(error, SQLAlchemyError | DatabaseUnavailable):
+    if isinstance(error, ArgumentError):
+        return "; write sqlite:////folder/store.db or postgresql://user:password@host/name"
+    if isinstance(error, DatabaseUnavailable):
+        return "; look at CARE_SWEEP_DATABASE_URL"
+    if isinstance(error, SQLAlchemyError | DatabaseDamaged):
         return "; look at CARE_SWEEP_DATABASE_URL, and keep the file: what it holds may be all there is"
     return ""
 

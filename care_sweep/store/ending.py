@@ -1,14 +1,23 @@
-"""How does a sweep, or a driver's hold on it, end, and how is it told? In the transaction that does it."""
+"""How does a sweep, a trial or a hold on a sweep end, and how is it told? In the transaction that does it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, func, insert, select, update
 
-from care_sweep.spec import SweepState, TrialState
+from care_sweep.spec import CheckpointReference, SweepState, TrialState
 from care_sweep.store.schema import attempts, events, sweeps, trials
 
-__all__ = ["OPEN_STATES", "add_event", "end_sweep", "let_go", "no_earlier"]
+__all__ = [
+    "OPEN_STATES",
+    "add_event",
+    "close_attempt",
+    "end_sweep",
+    "end_trial",
+    "let_go",
+    "no_earlier",
+    "open_trial",
+]
 
 OPEN_STATES = (TrialState.WAITING, TrialState.RUNNING)
 
@@ -38,6 +47,53 @@ def end_sweep(
     finished = {"finished_at": no_earlier(func.coalesce(sweeps.c.started_at, sweeps.c.created_at), now)}
     connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change | finished))
     add_event(connection, sweep_id, "sweep", change, now)
+
+
+def end_trial(
+    connection: Connection,
+    sweep_id: str,
+    number: int,
+    state: TrialState,
+    reason: str | None,
+    now: float,
+    *,
+    value: float | None = None,
+    checkpoint: CheckpointReference | None = None,
+    message: str | None = None,
+) -> None:
+    """End an open trial and its attempt in the caller's transaction."""
+    assert state.is_terminal
+    close_attempt(connection, sweep_id, number, reason, now, message)
+    change = {"state": state, "value": value, "reason": reason, "message": message}
+    kept = {
+        "checkpoint": checkpoint.model_dump() if checkpoint else None,
+        "finished_at": no_earlier(trials.c.started_at, now),
+    }
+    changed = connection.execute(
+        update(trials).where(open_trial(sweep_id, number)).values({**change, **kept})
+    )
+    assert changed.rowcount == 1, f"trial {number} is not open"
+    add_event(connection, sweep_id, "trial", {"number": number, **change}, now)
+
+
+def close_attempt(
+    connection: Connection,
+    sweep_id: str,
+    number: int,
+    reason: str | None,
+    now: float,
+    message: str | None = None,
+) -> None:
+    """End the attempt that a trial is in, if it is in one, in the caller's transaction."""
+    end = {"reason": reason, "message": message, "finished_at": no_earlier(attempts.c.started_at, now)}
+    this = (attempts.c.sweep_id == sweep_id) & (attempts.c.trial_number == number)
+    connection.execute(update(attempts).where(this, attempts.c.finished_at.is_(None)).values(end))
+
+
+def open_trial(sweep_id: str, number: int) -> ColumnElement[bool]:
+    """Which row a trial has, while it is open."""
+    this = (trials.c.sweep_id == sweep_id) & (trials.c.number == number)
+    return this & trials.c.state.in_(OPEN_STATES)
 
 
 def let_go(connection: Connection, sweep_id: str, reason: str, now: float) -> None:

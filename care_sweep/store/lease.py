@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, insert, select, update
 
-from care_sweep.errors import DatabaseBusy, LeaseLost
-from care_sweep.spec import CheckpointReference, Measurement, Scalar, SweepState, TrialState
+from care_sweep.errors import DatabaseBusy, LeaseLost, RevisionMismatch
+from care_sweep.spec import Measurement, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
-from care_sweep.store.ending import OPEN_STATES, add_event, end_sweep, let_go, no_earlier
+from care_sweep.store.ending import add_event, close_attempt, end_sweep, end_trial, let_go, open_trial
 from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, trials
 from care_sweep.store.transitions import Move, states_before
 
@@ -129,7 +129,7 @@ class Lease:
                     changed = connection.execute(update(enqueued).where(taken).values(trial_number=number))
                     assert changed.rowcount == 1, f"point {enqueued_as} of the queue is taken"
             else:
-                self._close_attempt(connection, number, now, "driver lost")
+                close_attempt(connection, self.sweep_id, number, "driver lost", now)
                 changed = connection.execute(
                     update(trials)
                     .where(self._trial(number), trials.c.attempt == attempt - 1)
@@ -186,7 +186,10 @@ class Lease:
                 sweep = sweeps.c.id == self.sweep_id
                 connection.execute(update(sweeps).where(sweep).values(gpu_seconds=spent))
             if state is not None:
-                self._finish_trial(connection, number, state, value, measurement.checkpoint, reason, None)
+                checkpoint = measurement.checkpoint
+                end_trial(
+                    connection, self.sweep_id, number, state, reason, now, value=value, checkpoint=checkpoint
+                )
 
     @_once
     def finish_trial(
@@ -194,7 +197,7 @@ class Lease:
     ) -> None:
         """End a trial for good without a measurement."""
         with self._fenced() as connection:
-            self._finish_trial(connection, number, state, None, None, reason, message)
+            end_trial(connection, self.sweep_id, number, state, reason, self._clock(), message=message)
 
     @_once
     def forget_checkpoints(self, numbers: Collection[int]) -> None:
@@ -212,7 +215,7 @@ class Lease:
         """End an attempt but not its trial, which waits to be attempted again."""
         now = self._clock()
         with self._fenced() as connection:
-            self._close_attempt(connection, number, now, reason, message)
+            close_attempt(connection, self.sweep_id, number, reason, now, message)
             change = {"state": TrialState.WAITING, "reason": reason, "message": message}
             running = self._trial(number) & (trials.c.state == TrialState.RUNNING)
             changed = connection.execute(update(trials).where(running).values(change))
@@ -221,10 +224,26 @@ class Lease:
 
     @_once
     def finish_sweep(
-        self, state: SweepState, *, reason: str | None = None, message: str | None = None
+        self,
+        state: SweepState,
+        *,
+        reason: str | None = None,
+        message: str | None = None,
+        seen: int | None = None,
     ) -> None:
-        """End the sweep and cancel its open trials; the lease ends with it."""
+        """End the sweep and cancel its open trials; the lease ends with it.
+
+        Args:
+            seen: the revision whose wishes were heard; None to end it whatever users want.
+
+        Raises:
+            RevisionMismatch: a user has wished something since; nothing has ended.
+        """
         with self._fenced() as connection:
+            if seen is not None:
+                revision = select(sweeps.c.revision).where(sweeps.c.id == self.sweep_id)
+                if connection.execute(revision).scalar_one() != seen:
+                    raise RevisionMismatch("a user has wished something of the sweep that was not heard yet")
             end_sweep(connection, self.sweep_id, state, reason, message, self._clock())
 
     @_once
@@ -233,47 +252,8 @@ class Lease:
         with self._fenced() as connection:
             let_go(connection, self.sweep_id, reason, self._clock())
 
-    def _finish_trial(
-        self,
-        connection: Connection,
-        number: int,
-        state: TrialState,
-        value: float | None,
-        checkpoint: CheckpointReference | None,
-        reason: str | None,
-        message: str | None,
-    ) -> None:
-        assert state.is_terminal
-        now = self._clock()
-        self._close_attempt(connection, number, now, reason, message)
-        end = {"reason": reason, "message": message, "finished_at": no_earlier(trials.c.started_at, now)}
-        stored = checkpoint.model_dump() if checkpoint else None
-        changed = connection.execute(
-            update(trials)
-            .where(self._trial(number))
-            .values(end | {"state": state, "value": value, "checkpoint": stored})
-        )
-        assert changed.rowcount == 1, f"trial {number} is not open"
-        data = {"number": number, "state": state, "value": value, "reason": reason, "message": message}
-        add_event(connection, self.sweep_id, "trial", data, now)
-
-    def _trial(self, number: int) -> Any:
-        return (
-            (trials.c.sweep_id == self.sweep_id)
-            & (trials.c.number == number)
-            & trials.c.state.in_(list(OPEN_STATES))
-        )
-
-    def _close_attempt(
-        self, connection: Connection, number: int, now: float, reason: str | None, message: str | None = None
-    ) -> None:
-        end = {"reason": reason, "message": message, "finished_at": no_earlier(attempts.c.started_at, now)}
-        connection.execute(
-            update(attempts)
-            .where(attempts.c.sweep_id == self.sweep_id, attempts.c.trial_number == number)
-            .where(attempts.c.finished_at.is_(None))
-            .values(end)
-        )
+    def _trial(self, number: int) -> ColumnElement[bool]:
+        return open_trial(self.sweep_id, number)
 
     @contextmanager
     def _fenced(self) -> Iterator[Connection]:

@@ -10,6 +10,7 @@ __all__ = [
     "AttemptRecord",
     "ClusterRecord",
     "EventRecord",
+    "HoldRecord",
     "MeasurementRecord",
     "Page",
     "SweepRecord",
@@ -26,6 +27,23 @@ class Page(Generic[_T]):
 
     items: Sequence[_T]
     next_token: str | None
+
+
+@dataclass(frozen=True)
+class HoldRecord:
+    """Who holds a sweep that has not ended, if anybody does, and what a runner needs to know of it."""
+
+    id: str
+    state: SweepState
+    reason: str | None
+    lease_owner: str | None
+    fencing_token: int
+    lease_counter: int
+
+    @property
+    def is_cancelled(self) -> bool:
+        """A user wants it to end now."""
+        return self.state is SweepState.STOPPING and self.reason == "cancelled"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseBusy, IdempotencyKeyReused, NotFound, RequestUnderWay
@@ -22,6 +23,7 @@ from care_sweep.store.records import (
     AttemptRecord,
     ClusterRecord,
     EventRecord,
+    HoldRecord,
     MeasurementRecord,
     Page,
     SweepRecord,
@@ -101,7 +103,28 @@ class Store:
 
     # --- written by a runner ---
 
-    def claim(self, sweep: SweepRecord, owner: str) -> Lease | None:
+    def holds(self) -> Sequence[HoldRecord]:
+        """The sweeps that somebody holds, or should, oldest first; a paused one needs nobody."""
+        live = sweeps.c.state.in_([SweepState.RUNNING, SweepState.PAUSED, SweepState.STOPPING])
+        is_idle = (sweeps.c.state == SweepState.PAUSED) & sweeps.c.lease_owner.is_(None)
+        return self._holds(live & ~is_idle, limit=None)
+
+    def queued(self, limit: int) -> Sequence[HoldRecord]:
+        """The sweeps that wait to be claimed for the first time or again, oldest first."""
+        return self._holds(sweeps.c.state == SweepState.QUEUED, limit)
+
+    def hold(self, sweep_id: str) -> HoldRecord | None:
+        """Who holds one sweep; None where there is none such."""
+        return next(iter(self._holds(sweeps.c.id == sweep_id, limit=1)), None)
+
+    def _holds(self, which: ColumnElement[bool], limit: int | None) -> Sequence[HoldRecord]:
+        columns = [sweeps.c[field.name] for field in fields(HoldRecord)]
+        query = select(*columns).where(which).order_by(sweeps.c.sequence).limit(limit)
+        with reading(self.engine) as connection:
+            rows = connection.execute(query).mappings().all()
+        return [HoldRecord(**{**row, "state": SweepState(row["state"])}) for row in rows]
+
+    def claim(self, sweep: HoldRecord | SweepRecord, owner: str) -> Lease | None:
         """Take a sweep as it was read, or None where somebody else has moved it since.
 
         The comparison and the new fencing token are one statement, so two runners cannot both win.

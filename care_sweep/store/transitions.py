@@ -52,7 +52,7 @@ MOVES: Mapping[Move, Mapping[SweepState, SweepState]] = {
     Move.ENQUEUE: {_QUEUED: _QUEUED, _RUNNING: _RUNNING, _PAUSED: _PAUSED},
     Move.STOP_TRIAL: {_QUEUED: _QUEUED, _RUNNING: _RUNNING, _PAUSED: _PAUSED, _STOPPING: _STOPPING},
     Move.DELETE: {_SUCCEEDED: _SUCCEEDED, _FAILED: _FAILED, _CANCELLED: _CANCELLED},
-    # its holder's; a pause that comes as the last trial ends is overtaken
+    # its holder's; a paused sweep has one while it winds down
     Move.SUCCEED: {_RUNNING: _SUCCEEDED, _PAUSED: _SUCCEEDED, _STOPPING: _SUCCEEDED},
     Move.FAIL: {_RUNNING: _FAILED, _PAUSED: _FAILED, _STOPPING: _FAILED},
     Move.GIVE_UP: {_RUNNING: _CANCELLED, _PAUSED: _CANCELLED, _STOPPING: _CANCELLED},

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from care_sweep.errors import DatabaseBusy, DatabaseFull, DatabaseUnavailable
+from care_sweep.errors import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseFull, DatabaseUnavailable
 
 __all__ = ["in_words", "told"]
 
@@ -16,7 +16,9 @@ _BUSY = DatabaseBusy, "the database is busy: somebody else holds what a write ne
 _FULL = DatabaseFull, "the database is full: free space where it lies"
 _READ_ONLY = DatabaseUnavailable, "the database is read-only: have it take writes again"
 
-_Meaning = tuple[type[DatabaseUnavailable], str]
+_DAMAGED = DatabaseDamaged, "the database is damaged, or a file of something else: restore it from a copy"
+
+_Meaning = tuple[type[DatabaseError], str]
 
 _SQLITE: Mapping[int, _Meaning] = {
     sqlite3.SQLITE_BUSY: _BUSY,
@@ -27,14 +29,18 @@ _SQLITE: Mapping[int, _Meaning] = {
     sqlite3.SQLITE_IOERR: _AWAY,
     sqlite3.SQLITE_NOMEM: _AWAY,
     sqlite3.SQLITE_PROTOCOL: _BUSY,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
 }
-"""By the primary result code; every other one is a mistake or damage, which stays."""
+"""By the primary result code; every other one is a mistake of ours."""
 
 _POSTGRESQL: Mapping[str, _Meaning] = {
     "53100": _FULL,  # disk_full
     "55P03": _BUSY,  # lock_not_available
     "40P01": _BUSY,  # deadlock_detected
     "25006": _READ_ONLY,  # read_only_sql_transaction, as on a standby
+    "XX001": _DAMAGED,  # data_corrupted
+    "XX002": _DAMAGED,  # index_corrupted
     "25P03": _AWAY,  # idle_in_transaction_session_timeout: this process slept
 }
 """By SQLSTATE; another OperationalError is of the connection or the server."""
@@ -42,7 +48,10 @@ _POSTGRESQL: Mapping[str, _Meaning] = {
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Raise what may pass as DatabaseUnavailable or a kind of it. All else goes as it came."""
+    """Raise what may pass as DatabaseUnavailable or a kind of it, damage as DatabaseDamaged.
+
+    All else goes as it came.
+    """
     try:
         yield
     except (DBAPIError, PoolTimeout) as error:
@@ -55,7 +64,7 @@ def told() -> Iterator[None]:
 
 def in_words(error: Exception) -> str:
     """What the database or the system said, without the statement and the links of SQLAlchemy."""
-    cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
+    cause = error.__cause__ if isinstance(error, DatabaseUnavailable | DatabaseDamaged) else error
     return str(getattr(cause, "orig", None) or cause or error)
 
 

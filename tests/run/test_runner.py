@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 from conducting import Clock, sweep_spec
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from care_sweep.errors import DatabaseUnavailable
 from care_sweep.run import runner as runner_module
 from care_sweep.run.runner import LEASE_SECONDS, Runner
 from care_sweep.settings import Settings
+from care_sweep.spec import SweepState
+from care_sweep.storage import open_storage
 from care_sweep.store import Lease, Store, open_database
+from care_sweep.store.schema import sweeps
 
 HANG_SECONDS = 60.0
 
@@ -159,7 +162,7 @@ def test_a_driver_is_not_replaced_for_a_database_that_was_away(
 
     scene.look_for(10)
     with monkeypatch.context() as patch:
-        patch.setattr(scene.store, "sweep", away)
+        patch.setattr(scene.store, "hold", away)
         for _ in range(2 * 90):
             with pytest.raises(DatabaseUnavailable):
                 scene.runner.step()
@@ -176,3 +179,51 @@ def test_a_runner_ends_its_drivers_though_the_database_is_away(
     no_writes(True)
     scene.runner.close()
     assert driver.process.poll() is not None
+
+
+def test_a_new_sweep_does_not_take_the_place_of_one_whose_runner_has_gone(scene: Scene) -> None:
+    scene.held_by_another()
+    new = scene.store.submit(sweep_spec())[0].id
+    scene.look_for(LEASE_SECONDS + 1)
+    assert (scene.owner, scene.store.sweep(new).state) == ("ours", SweepState.QUEUED)
+
+
+def test_a_new_sweep_need_not_wait_for_one_that_another_runner_drives(scene: Scene) -> None:
+    lease = scene.held_by_another()
+    new = scene.store.submit(sweep_spec())[0].id
+    scene.look_for(3, lease.renew)
+    assert (scene.owner, scene.store.sweep(new).state) == ("another", SweepState.RUNNING)
+
+
+def test_a_cancelled_sweep_without_a_runner_ends_though_there_is_no_room(scene: Scene) -> None:
+    busy = scene.sweep_id
+    scene.look_for(1)
+    assert scene.owner == "ours"
+    scene.sweep_id = scene.store.submit(sweep_spec())[0].id
+    scene.held_by_another()
+    scene.store.control.cancel(scene.sweep_id)
+    scene.look_for(8)
+    assert scene.store.sweep(scene.sweep_id).state is SweepState.CANCELLED
+    assert scene.store.sweep(busy).lease_owner == "ours"
+
+
+def test_what_a_worker_writes_after_its_sweep_was_deleted_goes(scene: Scene) -> None:
+    storage = open_storage(scene.runner.settings.storage_uri)
+    scene.look_for(1)
+    scene.store.control.cancel(scene.sweep_id)
+    scene.look_for(1)
+    scene.store.control.delete(scene.sweep_id)
+    storage.put(f"sweeps/{scene.sweep_id}/trials/00000/attempt-1/state-00001.pt", b"late")
+    scene.look_for(32)
+    assert list(storage.list("sweeps")) == []
+
+
+def test_a_thousand_paused_sweeps_hide_none_that_was_abandoned(scene: Scene) -> None:
+    for _ in range(1001):
+        paused = scene.store.submit(sweep_spec())[0].id
+        scene.store.control.pause(paused)
+    with scene.store.engine.begin() as connection:  # it was accepted after them
+        connection.execute(update(sweeps).where(sweeps.c.id == scene.sweep_id).values(sequence=5000))
+    scene.held_by_another()
+    scene.look_for(LEASE_SECONDS + 1)
+    assert scene.owner == "ours"

@@ -170,6 +170,38 @@ def test_an_open_trial_can_be_stopped_and_an_ended_one_cannot(store: Store) -> N
     assert wishes.stop_requested == {1}
 
 
+def test_an_open_trial_that_nobody_drives_is_stopped_at_once(store: Store) -> None:
+    lease = in_the_middle(store)
+    store.control.pause(lease.sweep_id)
+    lease.release(reason="paused")
+    store.control.stop_trial(lease.sweep_id, 0)
+    trial = store.trial(lease.sweep_id, 0)
+    assert (trial.state, trial.reason) == (TrialState.CANCELLED, "stopped")
+    assert trial.finished_at is not None
+
+
+@pytest.mark.parametrize("wish", ["extend", "cancel", "pause", "enqueue"])
+def test_a_wish_that_comes_as_a_sweep_ends_is_heard(store: Store, wish: str) -> None:
+    lease = claimed(store)
+    wishes = store.wishes(lease.sweep_id, seen=0)
+    assert wishes is not None
+    MOVES[wish](store, lease.sweep_id)
+    before = picture(store)
+    with pytest.raises(RevisionMismatch, match="a user has wished"):
+        lease.finish_sweep(SweepState.SUCCEEDED, seen=wishes.revision)
+    assert picture(store) == before
+    heard = store.wishes(lease.sweep_id, seen=wishes.revision)
+    assert heard is not None
+    lease.finish_sweep(SweepState.SUCCEEDED, seen=heard.revision)
+
+
+def test_no_enqueued_point_is_dropped_by_a_smaller_number(store: Store) -> None:
+    lease = claimed(store)
+    store.control.enqueue(lease.sweep_id, PARAMETERS)
+    with pytest.raises(Conflict, match="0 trials that have begun and the 1 enqueued; use 1 or more"):
+        store.control.extend(lease.sweep_id, lambda spec: _more(spec, 0))
+
+
 # --- extension ---
 
 

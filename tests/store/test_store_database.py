@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from situations import claimed, in_the_middle, picture, spec
-from sqlalchemy import delete, insert, make_url, text
+from sqlalchemy import delete, func, insert, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseError
@@ -218,6 +218,16 @@ def test_many_processes_may_open_an_empty_database_at_once(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [0] * 12, done.stderr
+
+
+def test_a_reader_sees_one_moment(store: Store) -> None:
+    with reading(store.engine) as connection:
+        number = select(func.count()).select_from(sweeps)
+        before = connection.execute(number).scalar_one()
+        store.submit(spec())
+        assert connection.execute(number).scalar_one() == before
+    with reading(store.engine) as connection:
+        assert connection.execute(number).scalar_one() == before + 1
 
 
 def test_a_folder_is_no_database(tmp_path: Path) -> None:
