@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.errors import CheckpointError, Conflict
-from care_sweep.learn import train as train_module
+from care_sweep.learn import state as state_module
 from care_sweep.one_trial import train_one
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, TrialConfig
@@ -70,7 +70,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, moment: str, epoch: int) -> None:
         if is_it and moment == "after the state":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "write_durably", write)
+    monkeypatch.setattr(state_module, "write_durably", write)
     if moment == "after the line":
 
         def forgotten(path: Path, missing_ok: bool = False) -> None:

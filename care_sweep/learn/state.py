@@ -6,7 +6,9 @@ checked before anything is read; what is read is never unpickled into more than 
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import torch
 from torch import Tensor
 
 from care_sweep.errors import StateDamaged
+from care_sweep.storage.durable import write_durably
 
-__all__ = ["check_optimizer", "check_tensors", "opened", "sealed"]
+__all__ = ["check_optimizer", "check_tensors", "opened", "sealed", "written_beside"]
 
 _HEADER = b"care-sweep training state 2\n"  # 1 had neither header nor sum
 _SUM_BYTES = hashlib.sha256().digest_size
@@ -23,10 +26,48 @@ _SUM_BYTES = hashlib.sha256().digest_size
 
 def sealed(state: Mapping[str, Any]) -> bytes:
     """The bytes of a state's file."""
+    start = len(_HEADER) + _SUM_BYTES
     buffer = io.BytesIO()
+    buffer.write(bytes(start))
     torch.save(dict(state), buffer)
-    content = buffer.getvalue()
-    return _HEADER + hashlib.sha256(content).digest() + content
+    with buffer.getbuffer() as content:
+        content[:start] = _HEADER + hashlib.sha256(content[start:]).digest()
+    return buffer.getvalue()
+
+
+@contextmanager
+def written_beside(path: Path, state: Mapping[str, Any], device: torch.device) -> Iterator[None]:
+    """Write a state durably, by a thread, while the body of the `with` runs; it is there once that is left.
+
+    What is on a GPU is copied to the host first, in the order of the current stream and without waiting for
+    it; what is on the CPU is not copied, and the body must leave it as it is.
+
+    Raises:
+        OSError: it could not be written, and the body did not fail.
+    """
+    on_host = {name: _on_host(value) for name, value in state.items()}
+    copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def write() -> None:
+        if copied is not None:
+            copied.synchronize()
+        write_durably(path, sealed(on_host))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="training state") as writer:
+        written = writer.submit(write)
+        yield
+    written.result()
+
+
+def _on_host(value: Any) -> Any:
+    """The same in tensors of the host; copies from a GPU are asked for, not waited for."""
+    if isinstance(value, Tensor) and value.is_cuda:
+        return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _on_host(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_on_host(one) for one in value]
+    return value
 
 
 def opened(path: Path, device: torch.device) -> dict[str, Any]:

@@ -36,11 +36,10 @@ from care_sweep.learn.evaluate import (
 )
 from care_sweep.learn.measures import NotFiniteError
 from care_sweep.learn.randomness import generator
-from care_sweep.learn.state import check_optimizer, check_tensors, opened, sealed
+from care_sweep.learn.state import check_optimizer, check_tensors, opened, written_beside
 from care_sweep.learn.step import StepLosses, divergence, precision_of, step_losses
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
 from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
-from care_sweep.storage.durable import write_durably
 
 __all__ = ["default_device", "train", "untrained"]
 
@@ -64,8 +63,9 @@ def train(
 
     Before `report` is called, the state of that epoch is durable as `directory/state-{epoch:05d}.pt`, and in
     the last epoch the deliverable `directory/checkpoint.tar` too, which the measurement names. The two latest
-    states are kept. `report` need not return: what it raises passes through. On CPU an interrupted trial that
-    goes on from a state reports what the uninterrupted one would have, to the bit.
+    states are kept; the latest may be of an epoch that was not reported. `report` need not return: what it
+    raises passes through. On CPU an interrupted trial that goes on from a state reports what the
+    uninterrupted one would have, to the bit.
 
     Every measurement has, all finite, `train_loss`, `train_equivariance` (0 at weight 0), the contrastive
     part by its name (`train_info_nce`, `train_alignment`, `train_uniformity` or `train_barlow_twins`; none
@@ -99,16 +99,8 @@ def train(
         if trial.num_epochs_done < config.epochs:
             losses = trial.train_epoch()
         epoch = trial.num_epochs_done
-        features = extract_features(trial.model, data, trial.device, trial.measuring_precision)
-        metrics, reference = {**losses, **_measure(trial, features)}, None
-        if (sign := _sign_of_collapse(trial, metrics)) is not None:
-            seconds = time.perf_counter() - started
-            raise TrialCollapsed(
-                f"after epoch {epoch}: {sign}", epoch=epoch, metrics=metrics, seconds=seconds
-            )
-        if epoch == config.epochs:
-            metrics, reference = _deliver(trial, features, metrics, directory)
-        write_durably(_state_path(directory, epoch), trial.state(losses))
+        with written_beside(_state_path(directory, epoch), trial.state(losses), device):
+            metrics, reference = _evaluate(trial, losses, directory, started)
         seconds = time.perf_counter() - started
         report(Measurement(epoch=epoch, metrics=metrics, seconds=seconds, checkpoint=reference))
         _state_path(directory, epoch - 2).unlink(missing_ok=True)
@@ -130,6 +122,21 @@ def default_device() -> torch.device:
 
 def _state_path(directory: Path, epoch: int) -> Path:
     return directory / f"state-{epoch:05d}.pt"
+
+
+def _evaluate(
+    trial: "_Trial", losses: dict[str, float], directory: Path, started: float
+) -> tuple[dict[str, float], CheckpointReference | None]:
+    """What an epoch reports, and the last one's checkpoint; weights and optimiser stay as they are."""
+    epoch = trial.num_epochs_done
+    features = extract_features(trial.model, trial.data, trial.device, trial.measuring_precision)
+    metrics = {**losses, **_measure(trial, features)}
+    if (sign := _sign_of_collapse(trial, metrics)) is not None:
+        seconds = time.perf_counter() - started
+        raise TrialCollapsed(f"after epoch {epoch}: {sign}", epoch=epoch, metrics=metrics, seconds=seconds)
+    if epoch < trial.config.epochs:
+        return metrics, None
+    return _deliver(trial, features, metrics, directory)
 
 
 def _measure(trial: "_Trial", features: Features) -> dict[str, float]:
@@ -313,19 +320,17 @@ class _Trial:
 
     # --- the state ------------------------------------------------------------------------------------------
 
-    def state(self, losses: dict[str, float]) -> bytes:
-        """All that training needs to go on after this epoch, for `restore`."""
-        return sealed(
-            {
-                "config": self.config.model_dump_json(),
-                "fingerprint": self.data.fingerprint,
-                "num_epochs_done": self.num_epochs_done,
-                "losses": losses,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "base": self.base.state_dict(),
-            }
-        )
+    def state(self, losses: dict[str, float]) -> dict[str, Any]:
+        """All that training needs to go on after this epoch, for `restore`; tensors are the trial's own."""
+        return {
+            "config": self.config.model_dump_json(),
+            "fingerprint": self.data.fingerprint,
+            "num_epochs_done": self.num_epochs_done,
+            "losses": losses,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "base": self.base.state_dict(),
+        }
 
     def restore(self, path: Path) -> dict[str, float]:
         """Go on where the state stands; its epoch's losses.

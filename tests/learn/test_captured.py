@@ -13,6 +13,7 @@ from care_sweep.errors import TrialDiverged
 from care_sweep.learn import bases
 from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.dense_views import PackedViews, apply_densely
+from care_sweep.learn.state import written_beside
 from care_sweep.learn.train import _Trial
 from care_sweep.learn.views import apply_views, draw_shared_views, draw_views
 from care_sweep.spec import TrialConfig
@@ -152,7 +153,8 @@ def test_the_host_is_not_asked_within_an_epoch(config: TrialConfig, more: Datase
 def test_a_graph_goes_on_from_a_state(config: TrialConfig, more: Dataset, tmp_path: Path) -> None:
     whole = _Trial(config, more, GPU)
     first = whole.train_epoch()
-    (tmp_path / "state").write_bytes(whole.state(first))
+    with written_beside(tmp_path / "state", whole.state(first), GPU):
+        pass
     second = whole.train_epoch()
     resumed = _Trial(config, more, GPU)
     assert resumed.restore(tmp_path / "state") == first

@@ -1,7 +1,10 @@
 """A trial: the same trace twice, interrupted like uninterrupted, SimCLR at weight 0, and every way to end."""
 
 import dataclasses
+import errno
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,18 @@ from torch.nn.functional import interpolate
 
 from care_sweep.errors import CheckpointError, DatasetError, TrialDiverged
 from care_sweep.learn import bases
+from care_sweep.learn import state as state_module
 from care_sweep.learn import train as train_module
 from care_sweep.learn.checkpoint import load
 from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.encoder import build_model
 from care_sweep.learn.objective import info_nce
 from care_sweep.learn.randomness import generator
-from care_sweep.learn.state import opened, sealed
+from care_sweep.learn.state import opened, sealed, written_beside
 from care_sweep.learn.train import _build_optimizer, train, untrained
 from care_sweep.learn.views import apply_views, draw_views, normalise
 from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.storage.durable import write_durably
 
 CPU = torch.device("cpu")
 EVERY_EPOCH = {
@@ -227,7 +232,7 @@ def test_a_last_step_into_the_void_is_divergence(
     one_step = dataclasses.replace(tiny, train=Split(tiny.train.images[:32], tiny.train.labels[:32]))
     with pytest.raises(TrialDiverged, match="not finite after epoch 1"):
         run(config.model_copy(update={"epochs": 1}), one_step, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "checkpoint.tar").exists()
 
 
 def test_a_rate_too_high_diverges(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:
@@ -248,6 +253,71 @@ def test_what_report_raises_passes_through_and_leaves_whole_files(
     with pytest.raises(error):
         run(config, tiny, tmp_path, then=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["state-00001.pt"]
+
+
+def test_a_state_is_written_while_its_epoch_is_evaluated(
+    config: TrialConfig, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the other, and the report for both."""
+    is_written, is_evaluated = threading.Event(), threading.Event()
+    knn_metrics = train_module.knn_metrics
+
+    def write(path: Path, content: bytes) -> None:
+        is_written.set()
+        assert is_evaluated.wait(30)
+        time.sleep(0.2)
+        write_durably(path, content)
+
+    def evaluate(*arguments: Any) -> dict[str, float]:
+        assert is_written.wait(30)
+        is_evaluated.set()
+        return knn_metrics(*arguments)
+
+    monkeypatch.setattr(state_module, "write_durably", write)
+    monkeypatch.setattr(train_module, "knn_metrics", evaluate)
+    with pytest.raises(SystemExit):
+        run(config, tiny, tmp_path, then=stop_after(1))
+    assert (tmp_path / "state-00001.pt").is_file()
+
+
+def test_an_epoch_whose_state_cannot_be_written_is_not_reported(
+    config: TrialConfig, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space left", str(path))
+
+    def unexpected(measurement: Measurement) -> None:
+        raise AssertionError(f"epoch {measurement.epoch} was reported")
+
+    monkeypatch.setattr(state_module, "write_durably", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        run(config, tiny, tmp_path, then=unexpected)
+
+
+def test_a_failed_evaluation_leaves_no_half_written_state(
+    config: TrialConfig, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, content: bytes) -> None:
+        time.sleep(0.2)
+        write_durably(path, content)
+
+    def fail(*_: Any) -> dict[str, float]:
+        raise RuntimeError("no neighbours")
+
+    monkeypatch.setattr(state_module, "write_durably", write)
+    monkeypatch.setattr(train_module, "knn_metrics", fail)
+    with pytest.raises(RuntimeError, match="no neighbours"):
+        run(config, tiny, tmp_path)
+    assert opened(tmp_path / "state-00001.pt", CPU)["num_epochs_done"] == 1
+
+
+@pytest.mark.gpu
+def test_a_state_is_of_the_moment_at_which_its_writing_began(tmp_path: Path) -> None:
+    weights = torch.arange(2**24, dtype=torch.float32, device="cuda")
+    with written_beside(tmp_path / "state", {"model": {"weights": weights}}, weights.device):
+        weights.zero_()
+    found = opened(tmp_path / "state", CPU)["model"]["weights"]
+    assert torch.equal(found, torch.arange(2**24, dtype=torch.float32))
 
 
 def test_states_of_others_and_damaged_states_are_refused(
@@ -272,7 +342,7 @@ def test_no_damage_to_a_state_is_unseen(config: TrialConfig, tiny: Dataset, tmp_
     trial = train_module._Trial(config, tiny, CPU)
     path, small = tmp_path / "state-00001.pt", tmp_path / "small.pt"
     trial.num_epochs_done = 1
-    path.write_bytes(trial.state({"train_loss": 1.0}))
+    path.write_bytes(sealed(trial.state({"train_loss": 1.0})))
     small.write_bytes(sealed({"num_epochs_done": 1, "weights": torch.arange(60.0)}))
     assert trial.restore(path) == {"train_loss": 1.0}
     assert opened(small, CPU)["num_epochs_done"] == 1
@@ -330,7 +400,7 @@ UNFIT: dict[str, Callable[[dict[str, Any]], Any]] = {
 def state_after_an_epoch(tiny: Dataset) -> tuple[TrialConfig, bytes]:
     config = TrialConfig(encoder="resnet_tiny", epochs=3, batch_size=32, num_splits=4)
     trial = train_module._Trial(config, tiny, CPU)
-    return config, trial.state(trial.train_epoch())
+    return config, sealed(trial.state(trial.train_epoch()))
 
 
 @pytest.mark.parametrize("change", UNFIT.values(), ids=UNFIT.keys())
@@ -347,10 +417,10 @@ def test_a_state_that_does_not_fit_leaves_the_trial_as_it_was(
     change(state)
     path.write_bytes(sealed(state))
     trial = train_module._Trial(config, tiny, CPU)
-    before = trial.state({})
+    before = sealed(trial.state({}))
     with pytest.raises(CheckpointError, match=f"{path}: its parts do not make this trial .*train anew"):
         trial.restore(path)
-    assert trial.state({}) == before
+    assert sealed(trial.state({})) == before
 
 
 def test_a_state_is_never_unpickled(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:

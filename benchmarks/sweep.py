@@ -1,0 +1,178 @@
+"""What does a sweep, from HTTP to its stored end, add to training, and how many trials an hour is it?
+
+    python benchmarks/sweep.py [--trials 1 4] [--seconds-per-trial 30] [--rounds 1] [--json FILE]
+
+Trials have as many epochs as a short timing says that they need to take so long. Each round runs sweeps of
+the given numbers of trials, one trial at a time, over HTTP on an instance of its own, and after each calls
+`learn.train` on the same configurations in a loop, in one fresh process, with one thread like the sweep's. A
+line through each pair of times gives fixed seconds (intercept) and seconds of each trial (slope). The start
+of the instance is not counted, those of the driver, of the worker and of the loop's process are. What a
+search costs after 1,000 and 10,000 trials is `search.py`'s.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from few_images import cut_few_images
+from side_by_side import machine, quartiles, table
+
+from care_sweep.client import Client
+from care_sweep.settings import Settings
+from care_sweep.spec import TrialConfig
+from care_sweep.supervise import running
+
+_SPACE: dict[str, Any] = {
+    "parameters": {
+        "equivariance_weight": {"type": "float", "low": 0.01, "high": 10, "log": True},
+        "temperature": {"type": "float", "low": 0.05, "high": 1, "log": True},
+    },
+    "fixed": {"encoder": "resnet_tiny", "batch_size": 32, "num_splits": 4, "probe_epochs": 5},
+}
+_TIMED_EPOCHS = 6
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.bare:
+        train_in_a_loop(*map(Path, arguments.bare))
+        return
+    with TemporaryDirectory(prefix="care-sweep-benchmark-") as folder:
+        settings = Settings.from_environment({"CARE_SWEEP_HOME": folder})
+        dataset = cut_few_images(settings.data_roots[0] / "few")
+        epochs = epochs_for(arguments.seconds_per_trial, dataset, Path(folder))
+        rounds = [measure(settings, dataset, epochs, arguments.trials) for _ in range(arguments.rounds)]
+    from care_sweep.learn.train import default_device
+
+    report = {"machine": machine(default_device()), "epochs": epochs, **summary(rounds), "rounds": rounds}
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(table([_row(name, found) for name, found in report["trials"].items()]))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs=2, default=[1, 4])
+    parser.add_argument("--seconds-per-trial", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="where the figures are written")
+    parser.add_argument("--bare", nargs=2, metavar=("CONFIGS", "OUTPUT"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure(
+    settings: Settings, dataset: str, epochs: int, numbers: Sequence[int]
+) -> dict[str, dict[int, float]]:
+    """One round: seconds of sweep and loop at both numbers of trials, in turns."""
+    swept, looped = {}, {}
+    with running(settings, num_cpus=1) as instance, Client(instance.url) as client:
+        for number in numbers:
+            swept[number], configs = sweep(client, dataset, epochs, number)
+            looped[number], _ = time_loop(configs, settings.home)
+    return {"sweep": swept, "loop": looped}
+
+
+def sweep(client: Client, dataset: str, epochs: int, num_trials: int) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds from the POST to the stored end, and the configurations that ran."""
+    space = {**_SPACE, "fixed": {**_SPACE["fixed"], "dataset": dataset, "epochs": epochs}}
+    document = {"name": "benchmark", "space": space, "num_trials": num_trials, "early_stopping": "none"}
+    started = time.perf_counter()
+    sweep_id = client.submit({**document, "max_concurrent_trials": 1})["id"]
+    for _ in client.events(sweep_id):
+        pass
+    seconds = time.perf_counter() - started
+    trials = list(client.trials(sweep_id))
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * num_trials
+    return seconds, [{**space["fixed"], **trial["parameters"]} for trial in trials]
+
+
+def epochs_for(seconds: float, dataset: str, folder: Path) -> int:
+    """How many epochs a trial takes so many seconds for, by one trial of a few; two or more."""
+    config = {**_SPACE["fixed"], "dataset": dataset, "epochs": _TIMED_EPOCHS}
+    _, taken = time_loop([config], folder)
+    *steady, last = taken[1:]  # the first one warms up
+    return max(2, 1 + math.ceil((seconds - last) / quartiles(steady)[1]))
+
+
+def time_loop(configs: list[dict[str, Any]], folder: Path) -> tuple[float, list[float]]:
+    """Seconds of the same trainings in one fresh process, imports included, and those of each epoch."""
+    order, answer = folder / "configs.json", folder / "seconds.json"
+    order.write_text(json.dumps(configs))
+    command = [sys.executable, __file__, "--bare", str(order), str(answer)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = json.loads(answer.read_text())
+    return found["seconds"], found["epochs"]
+
+
+def train_in_a_loop(configs: Path, answer: Path) -> None:
+    """The loop a researcher would write, timed with its imports; runs in a process of its own."""
+    started = time.perf_counter()
+    from care_sweep.learn.data import load_dataset
+    from care_sweep.learn.train import train
+
+    todo = [TrialConfig.model_validate(document) for document in json.loads(configs.read_text())]
+    epochs: list[float] = []
+    with TemporaryDirectory() as folder:
+        data = load_dataset(todo[0].dataset, download_directory=Path(folder))
+        for number, config in enumerate(todo):
+            train(
+                config, data, lambda seen: epochs.append(seen.seconds), directory=Path(folder) / str(number)
+            )
+    answer.write_text(json.dumps({"seconds": time.perf_counter() - started, "epochs": epochs}))
+
+
+def summary(rounds: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
+    """Quartiles over the rounds, for each number of trials and for each further trial."""
+    numbers = list(rounds[0]["sweep"])
+    kinds = {
+        str(number): [(one["sweep"][number], one["loop"][number], number) for one in rounds]
+        for number in numbers
+    }
+    lines = [{name: line(one[name]) for name in ("sweep", "loop")} for one in rounds]
+    kinds["each further"] = [
+        (one["sweep"]["seconds_a_trial"], one["loop"]["seconds_a_trial"], 1) for one in lines
+    ]
+    found = {
+        name: {
+            "sweep_seconds": quartiles([sweep for sweep, _, _ in pairs]),
+            "loop_seconds": quartiles([loop for _, loop, _ in pairs]),
+            "trials_an_hour": quartiles([3600 * number / sweep for sweep, _, number in pairs]),
+            "over_percent": quartiles([100 * (sweep / loop - 1) for sweep, loop, _ in pairs]),
+        }
+        for name, pairs in kinds.items()
+    }
+    fixed = [one["sweep"]["fixed_seconds"] - one["loop"]["fixed_seconds"] for one in lines]
+    return {"trials": found, "fixed_seconds_over": quartiles(fixed)}
+
+
+def line(times: Mapping[int, float]) -> dict[str, float]:
+    """Through the seconds of two numbers of trials."""
+    (n1, t1), (n2, t2) = times.items()
+    slope = (t2 - t1) / (n2 - n1)
+    return {"fixed_seconds": t1 - n1 * slope, "seconds_a_trial": slope}
+
+
+def _row(name: str, found: Mapping[str, tuple[float, float, float]]) -> dict[str, str]:
+    def cell(key: str) -> str:
+        low, middle, high = (f"{value:.4g}" for value in found[key])
+        return f"{middle} ({low} to {high})"
+
+    return {
+        "trials": name,
+        "sweep, s": cell("sweep_seconds"),
+        "loop, s": cell("loop_seconds"),
+        "trials an hour": cell("trials_an_hour"),
+        "over the loop, %": cell("over_percent"),
+    }
+
+
+if __name__ == "__main__":
+    main()
