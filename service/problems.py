@@ -39,6 +39,7 @@ __all__ = ["MEDIA_TYPE", "RETRY_AFTER", "ProblemDocument", "answers", "install"]
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER: Mapping[str, str] = {"Retry-After": "5"}
 """The header of refusals that may pass, in seconds."""
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
 
@@ -135,8 +136,12 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 def _methods(request: Request) -> Sequence[str]:
     """Those of all routes of the path: the framework names the first one's."""
-    found = (route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
-    return sorted({method for route in found for method in route.methods})
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if is_taken(method)]
 
 
 async def _disk(request: Request, error: Exception) -> Response:
