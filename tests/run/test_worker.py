@@ -31,6 +31,7 @@ def reports(error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch) 
         "prefix": "sweeps/0123456789ab/trials/00003",
         "scratch_directory": str(directory),
         "last_epoch": 0,
+        "gpus": 0.0,
         "download_directory": str(directory),
         "data_roots": [],
     }
