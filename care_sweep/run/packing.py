@@ -95,8 +95,8 @@ def _heaviest_value(name: str, parameter: Parameter) -> Scalar:
 def _timed(conductor: Conductor, settings: Settings, most: int) -> float:
     """The share of a GPU that a timing on one of them says is best, noted; a whole one where it fails."""
     spec = conductor.spec
-    held = {"num_gpus": 1, "num_cpus": spec.resources.cpus_per_trial}
-    timing = ray.remote(**held, max_calls=1, max_retries=0)(time_trials)
+    cpus = spec.resources.cpus_per_trial
+    timing = ray.remote(num_cpus=cpus, num_gpus=1, max_calls=1, max_retries=0)(time_trials)
     config = heaviest(spec.space, spec.seed).model_dump()
     task = timing.remote(config, most, settings.download_directory, settings.data_roots)
     conductor.explain("timing how many trials a GPU runs best at once")
