@@ -126,7 +126,7 @@ def keep_to_share(share: float, device: torch.device) -> None:
     What it wants beyond is refused as `torch.OutOfMemoryError` before the neighbours have lost anything.
     """
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(_SHARE_OF_ALLOCATOR * share, device)
+        torch.cuda.set_per_process_memory_fraction(_SHARE_OF_ALLOCATOR * share, device.index)
 
 
 def _free_bytes(device: torch.device) -> int:

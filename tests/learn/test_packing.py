@@ -145,7 +145,7 @@ def test_on_a_gpu_more_than_a_share_is_refused() -> None:
             torch.empty(total // 10, dtype=torch.uint8, device=device)
         assert torch.empty(total // 20, dtype=torch.uint8, device=device).numel() == total // 20
     finally:
-        keep_to_share(1 / 0.9, device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.gpu

@@ -1,16 +1,22 @@
 """What does a trial hold of a GPU where the sweep leaves it to us, and what after it wanted more memory?"""
 
+import re
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conducting import Sweep, next_of, sweep_spec
 
+from benchmarks.few_images import cut_few_images
+from care_sweep.client import Client
 from care_sweep.documents import parse
 from care_sweep.run import packing
 from care_sweep.run.packing import choose_gpus, heaviest, most_at_once
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, SearchSpace
+from care_sweep.supervise import running
 
 NODE = {"CPU": 16.0, "GPU": 1.0}
 
@@ -126,3 +132,44 @@ def test_without_a_gpu_none_is_asked_for_by_want_of_memory(make_sweep: Callable[
     conductor.lost(first.number, first.attempt, "no memory", reason="out of memory")
     sweep.clock.now += 10
     assert next_of(conductor).gpus == 0.0
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_shares_a_gpu_as_it_was_timed(tmp_path: Path) -> None:
+    """Ray is told of a GPU that is not there: it shares it out all the same, and torch uses the CPU.
+
+    A pause while it is timed ends the timing, which is made when the sweep goes on.
+    """
+    settings = Settings.from_environment({"CARE_SWEEP_HOME": str(tmp_path / "home")})
+    dataset = cut_few_images(settings.data_roots[0] / "few")
+    fixed = {"dataset": dataset, "encoder": "resnet_tiny", "epochs": 1, "batch_size": 32, "num_splits": 4}
+    space = {
+        "parameters": {"temperature": {"type": "float", "low": 0.1, "high": 1.0}},
+        "fixed": {**fixed, "probe_epochs": 5},
+    }
+    sweep = {"name": "shared", "space": space, "num_trials": 2, "early_stopping": "none"}
+    with running(settings, num_cpus=2, num_gpus=1) as instance, Client(instance.url) as client:
+        sweep_id = client.submit(sweep)["id"]
+        _until(lambda: "timing" in str(client.sweep(sweep_id)["message"]))
+        client.pause(sweep_id)
+        _until(lambda: client.sweep(sweep_id)["message"] is None)
+        client.resume(sweep_id)
+        ended = client.wait(sweep_id, timeout=250)
+        told = [event["data"] for event in client.events(sweep_id) if event["kind"] == "sweep"]
+        seconds = sum(client.measurements(sweep_id, number)[0]["seconds"] for number in range(2))
+    assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 2})
+    (noted,) = [data for data in told if "gpus_per_trial" in data]
+    assert re.search(r"images/s of so many trials 1: [\d.]+, 2: [\d.]+;", noted["message"])
+    assert noted["gpus_per_trial"] in (0.5, 1.0)
+    assert ended["spent"]["gpu_hours"] * 3600 == pytest.approx(noted["gpus_per_trial"] * seconds)
+    assert ended["message"] is None
+    log = Path(settings.storage_uri) / "sweeps" / sweep_id / "driver.log"
+    assert "the driver failed" not in log.read_text()
