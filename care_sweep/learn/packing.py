@@ -27,9 +27,6 @@ _LOG = logging.getLogger(__name__)
 _LEAST_GAIN = 1.1  # of twice as many trials, or it is not worth the memory and the later word of each
 _MOST_MEMORY = 0.85  # of what is free, for all trials together: their sizes differ, and allocators fragment
 _SHARE_OF_ALLOCATOR = 0.9  # of a process's share of the memory; the rest is for its CUDA context
-_NUM_STEPS = (
-    64  # of a timed epoch: what happens between epochs is a small part of them, and eight take their turn
-)
 _TURN_SECONDS = 3.0
 _FIRST_TURN_SECONDS = 400.0  # until a process has loaded, compiled and warmed its trial
 _START_SECONDS = 0.3  # from the order to run to the instant at which all start
@@ -93,19 +90,19 @@ def time_packing(order: Order, most: int, *, seconds: float, turn_seconds: float
     on this machine.
 
     Args:
-        seconds: after which no further number is tried.
+        seconds: after the first trial's turn, from when on no further number is tried.
 
     Raises:
         PackError: one trial alone cannot be built or run.
     """
-    ends, device = time.monotonic() + seconds, torch.device(order.device)
+    device = torch.device(order.device)
     free = _free_bytes(device)
     with Processes() as pack:
         pack.add(order, 1)
         surplus = pack.measure()
         memory = max(0, free - _free_bytes(device)) + surplus
         found = Packing({1: sum(pack.run(1, turn_seconds))}, memory, free)
-        number = 2
+        number, ends = 2, time.monotonic() + seconds
         while number <= most and found.has_room_for(number) and time.monotonic() < ends:
             pack.add(order, number // 2)
             try:
