@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from our_trial import random_dataset, random_images, told
+from our_trial import our_config, random_dataset, random_images
 from packed_streams import on_streams
 from packs import Pack, under_mps
 from side_by_side import Race, Turn, machine, spread, table
@@ -88,7 +88,7 @@ def _arguments() -> argparse.Namespace:
 def _measure(pack: Pack, case: Case, arguments: argparse.Namespace, report: dict[str, Any]) -> None:
     """Add one pack at one batch size to the report, round by round."""
     way, batch_size = case
-    config = told(arguments.encoder, batch_size, arguments.precision)
+    config = our_config(arguments.encoder, batch_size, arguments.precision)
     order = Order(config, functools.partial(_random, arguments.images), arguments.device)
     pack.prepare(order, max(arguments.trials))
     race = Race({str(number): _builder(pack, number, arguments) for number in arguments.trials}, float("inf"))

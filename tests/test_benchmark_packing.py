@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from our_trial import random_dataset, random_images, told
+from our_trial import our_config, random_dataset, random_images
 from packed_streams import Streams
 from packs import under_mps
 
@@ -25,7 +25,7 @@ def _few() -> Dataset:
 
 
 def _order(batch_size: int) -> Order:
-    return Order(told("resnet_tiny", batch_size, "float32"), _few, "cpu")
+    return Order(our_config("resnet_tiny", batch_size, "float32"), _few, "cpu")
 
 
 @pytest.mark.skipif(shutil.which("nvidia-cuda-mps-control") is not None, reason="the service may be there")
@@ -62,7 +62,7 @@ def test_in_turn_too_a_trial_that_cannot_be_built_is_told_and_the_next_order_is_
 
 @pytest.mark.gpu
 def test_graphs_replayed_on_streams_of_their_own_train_as_each_would_alone() -> None:
-    order = Order(told("resnet_tiny", 8, "float32"), _few, "cuda")
+    order = Order(our_config("resnet_tiny", 8, "float32"), _few, "cuda")
     together, alone = Streams(), Streams()
     together.prepare(order, 4)
     alone.prepare(order, 1)
