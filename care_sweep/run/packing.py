@@ -45,12 +45,10 @@ _HEAVY_WHEN_LARGE = ("batch_size", "equivariance_weight", "queue_size")
 
 def choose_gpus(conductor: Conductor, settings: Settings) -> float:
     """The GPUs of a trial: those of the sweep's document or, for `auto`, of a timing, made once a sweep."""
-    wanted, nodes = (
-        conductor.spec.resources.gpus_per_trial,
-        [n["Resources"] for n in ray.nodes() if n["Alive"]],
-    )
+    wanted = conductor.spec.resources.gpus_per_trial
     if wanted != "auto":
         return wanted
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if all(node.get("GPU", 0) < 1 for node in nodes):
         return 0.0
     if conductor.gpus_noted is not None:
@@ -95,10 +93,9 @@ def _heaviest_value(name: str, parameter: Parameter) -> Scalar:
 def _timed(conductor: Conductor, settings: Settings, most: int) -> float:
     """The share of a GPU that a timing on one of them says is best, noted; a whole one where it fails."""
     spec = conductor.spec
-    cpus = spec.resources.cpus_per_trial
-    timing = ray.remote(num_cpus=cpus, num_gpus=1, max_calls=1, max_retries=0)(time_trials)
+    holding = ray.remote(num_cpus=spec.resources.cpus_per_trial, num_gpus=1, max_calls=1, max_retries=0)
     config = heaviest(spec.space, spec.seed).model_dump()
-    task = timing.remote(config, most, settings.download_directory, settings.data_roots)
+    task = holding(time_trials).remote(config, most, settings.download_directory, settings.data_roots)
     conductor.explain("timing how many trials a GPU runs best at once")
     while not ray.wait([task], timeout=_LOOK_SECONDS)[0]:
         conductor.look()
@@ -112,9 +109,10 @@ def _timed(conductor: Conductor, settings: Settings, most: int) -> float:
         _LOG.warning("the timing failed", exc_info=error)
         num_trials, message = 1, f"a GPU for each trial, for the timing failed: {_last_line(error)}"
     conductor.explain(None)
-    conductor.note_gpus(1 / num_trials, message)
     _LOG.info("%s", message)
-    return float(1 / num_trials)
+    gpus: float = 1 / num_trials
+    conductor.note_gpus(gpus, message)
+    return gpus
 
 
 def _last_line(error: Exception) -> str:
