@@ -1,21 +1,25 @@
 """What does a trial hold of a GPU where the sweep leaves it to us, and what after it wanted more memory?"""
 
+import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conducting import Sweep, next_of, sweep_spec
+import ray
+from conducting import EPOCHS, Sweep, next_of, sweep_spec
+from ray import tune
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.client import Client
 from care_sweep.documents import parse
-from care_sweep.run import packing
+from care_sweep.run import packing, tuning
 from care_sweep.run.packing import choose_gpus, heaviest, most_at_once
+from care_sweep.run.tuning import run_trials
 from care_sweep.settings import Settings
-from care_sweep.spec import Measurement, SearchSpace
+from care_sweep.spec import CheckpointReference, Measurement, SearchSpace, TrialState
 from care_sweep.supervise import running
 
 NODE = {"CPU": 16.0, "GPU": 1.0}
@@ -173,3 +177,51 @@ def test_a_sweep_shares_a_gpu_as_it_was_timed(tmp_path: Path) -> None:
     assert ended["message"] is None
     log = Path(settings.storage_uri) / "sweeps" / sweep_id / "driver.log"
     assert "the driver failed" not in log.read_text()
+
+
+@pytest.fixture
+def one_gpu() -> Iterator[None]:
+    """A cluster of this process's own with a GPU that is not there."""
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trials_go_on_beside_and_after_one_that_wants_a_whole_gpu(
+    make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt(order: dict[str, Any]) -> None:
+        """Trial 1 needs more than half a GPU; in the place of a worker's."""
+        with (tmp_path / "held").open("a") as held:
+            held.write(f"{order['number']} {order['attempt']} {order['gpus']} {ray.get_gpu_ids()}\n")
+        if order["number"] == 1 and order["gpus"] < 1:
+            tune.report({"loss": json.dumps({"reason": "out of memory", "message": "no memory"})})
+            raise MemoryError
+        for epoch in range(1, EPOCHS + 1):
+            checkpoint = CheckpointReference(name="attempt-1/checkpoint.tar", sha256="0" * 64, size_bytes=1)
+            measurement = Measurement(
+                epoch=epoch,
+                metrics={"validation_knn_accuracy": 0.5},
+                seconds=1.0,
+                checkpoint=checkpoint if epoch == EPOCHS else None,
+            )
+            tune.report({"measurement": measurement.model_dump_json()})
+
+    monkeypatch.setattr(tuning, "run_attempt", attempt)
+    sweep = make_sweep(early_stopping="none")
+    sweep.clock = time.monotonic  # type: ignore[assignment]  # its own would stand still
+    conductor = sweep.conduct()
+    conductor.note_gpus(0.5, "2 at once on a GPU")
+    settings = Settings.from_environment({"CARE_SWEEP_HOME": str(tmp_path / "home")})
+    run_trials(conductor, settings)
+    assert sweep.store.sweep(sweep.id).trial_counts == {TrialState.COMPLETE: 6}
+    held = [line.split(maxsplit=3) for line in (tmp_path / "held").read_text().splitlines()]
+    assert {(number, attempt, gpus) for number, attempt, gpus, _ in held} == {
+        *((str(number), "1", "0.5") for number in range(6)),
+        ("1", "2", "1.0"),
+    }
+    assert {ids for *_, ids in held} == {"[0]"}
