@@ -9,7 +9,7 @@ from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.train import _Trial
 from care_sweep.spec import TrialConfig
 
-__all__ = ["NUM_SPLITS", "OurTrial", "num_splits_for", "random_images"]
+__all__ = ["NUM_SPLITS", "OurTrial", "num_splits_for", "our_config", "random_dataset", "random_images"]
 
 NUM_SPLITS = 16  # published, with 256 images
 _NEVER_LAST = 10_000  # epochs: the views of a next one are drawn as long as there is one
@@ -27,6 +27,12 @@ def num_splits_for(batch_size: int) -> int:
     return max(s for s in range(1, NUM_SPLITS + 1) if batch_size % s == 0 and batch_size >= 2 * s)
 
 
+def our_config(encoder: str, batch_size: int, precision: str) -> TrialConfig:
+    """A CARE trial as published, but for these, that does not end."""
+    changes = {"encoder": encoder, "batch_size": batch_size, "num_splits": num_splits_for(batch_size)}
+    return TrialConfig.model_validate({**changes, "precision": precision, "epochs": _NEVER_LAST})
+
+
 class OurTrial:
     """A trial that has done its first epoch, in which it compiles and captures; a turn is an epoch.
 
@@ -38,11 +44,10 @@ class OurTrial:
     def __init__(
         self, encoder: str, images: torch.Tensor, *, batch_size: int, device: torch.device, precision: str
     ) -> None:
-        told = {"encoder": encoder, "batch_size": batch_size, "num_splits": num_splits_for(batch_size)}
-        config = TrialConfig.model_validate({**told, "precision": precision, "epochs": _NEVER_LAST})
+        config = our_config(encoder, batch_size, precision)
         self._device, self.num_steps = device, len(images) // batch_size
         self._num_images = self.num_steps * batch_size
-        self._trial = _Trial(config, _dataset(images), device)
+        self._trial = _Trial(config, random_dataset(images), device)
         self._trial.train_epoch()
 
     def turn(self) -> Turn:
@@ -53,7 +58,7 @@ class OurTrial:
         return Turn(self._num_images, time.perf_counter() - started)
 
 
-def _dataset(images: torch.Tensor) -> Dataset:
+def random_dataset(images: torch.Tensor) -> Dataset:
     """One whose splits are the same images; nothing that is timed reads another than train."""
     split = Split(images, torch.arange(len(images)) % 10)
     names = tuple(map(str, range(10)))

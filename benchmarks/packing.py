@@ -1,10 +1,11 @@
 """What do several trials at once on one device give together, against one after another?
 
-    PYTHONPATH=. python benchmarks/packing.py --device cuda --ways processes mps --json packing.json
+    PYTHONPATH=. python benchmarks/packing.py --device cuda --json packing.json
     PYTHONPATH=. python benchmarks/packing.py --device cpu --encoder resnet_tiny --trials 1 2 --images 1024
 
 processes   a process each, which share the GPU by time, or have a share of the CPU's threads each
 mps         the same as clients of NVIDIA's Multi-Process Service, which is started for it (GPU only)
+streams     one process and one thread, which asks each trial for a step in turn, a CUDA stream each
 
 As many trials as will ever run at once are built and warmed; then 1, 2, 4 and 8 of them run for the same
 seconds, in turns, all starting at one instant. One after another, K trials have the images a second of one.
@@ -13,6 +14,7 @@ alone.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -20,11 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packed_processes import Order, Pack, PackError, Processes, under_mps
+from our_trial import our_config, random_dataset, random_images
+from packed_streams import on_streams
+from packs import Pack, under_mps
 from side_by_side import Race, Turn, machine, spread, table
 
-_WAYS: dict[str, Callable[[int], AbstractContextManager[Pack]]] = {"processes": Processes, "mps": under_mps}
-"""Each makes a pack for the most trials that will run at once."""
+from care_sweep.learn.data import Dataset
+from care_sweep.learn.packing import Order, PackError, Processes
+
+_SIDE = 32
+_WAYS: dict[str, Callable[[], AbstractContextManager[Pack]]] = {
+    "processes": Processes,
+    "mps": under_mps,
+    "streams": on_streams,
+}
 
 Case = tuple[str, int]  # way and batch size
 
@@ -45,7 +56,7 @@ def main() -> None:
     report: dict[str, Any] = {"arguments": _plain(arguments), "packs": []}
     for way in arguments.ways:
         try:
-            with _WAYS[way](max(arguments.trials)) as pack:
+            with _WAYS[way]() as pack:
                 for batch_size in arguments.batch_sizes:
                     _measure(pack, (way, batch_size), arguments, report)
         except PackError as error:
@@ -59,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--ways", nargs="+", choices=list(_WAYS), default=["processes"])
+    parser.add_argument("--ways", nargs="+", choices=list(_WAYS))
     parser.add_argument("--encoder", choices=["resnet18", "resnet50", "resnet_tiny"], default="resnet18")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 32])
@@ -68,15 +79,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=5120, help="of an epoch")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
     parser.add_argument("--json", type=Path, help="where the figures are written")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.ways is None:
+        arguments.ways = [way for way in _WAYS if way != "mps" or arguments.device == "cuda"]
+    return arguments
 
 
 def _measure(pack: Pack, case: Case, arguments: argparse.Namespace, report: dict[str, Any]) -> None:
     """Add one pack at one batch size to the report, round by round."""
     way, batch_size = case
-    pack.prepare(
-        Order(arguments.encoder, batch_size, arguments.images, arguments.device, arguments.precision)
-    )
+    config = our_config(arguments.encoder, batch_size, arguments.precision)
+    order = Order(config, functools.partial(_random, arguments.images), arguments.device)
+    pack.prepare(order, max(arguments.trials))
     race = Race({str(number): _builder(pack, number, arguments) for number in arguments.trials}, float("inf"))
     found: dict[str, Any] = {"way": way, "batch_size": batch_size}
     report["packs"].append(found)
@@ -84,6 +98,10 @@ def _measure(pack: Pack, case: Case, arguments: argparse.Namespace, report: dict
         race.round()
         found["trials"] = {name: outcome.document() for name, outcome in race.outcomes.items()}
         _keep(report, arguments.json)
+
+
+def _random(num_images: int) -> Dataset:
+    return random_dataset(random_images(num_images, _SIDE))
 
 
 def _builder(pack: Pack, number: int, arguments: argparse.Namespace) -> Callable[[], Together]:

@@ -102,6 +102,11 @@ class CapturedSteps:
         Raises:
             TrialDiverged: as `end_epoch`, some steps late.
         """
+        for _ in self.ask(draws):
+            pass
+
+    def ask(self, draws: EpochDraws) -> Iterator[None]:
+        """`begin_epoch`, a step at each turn: trials on streams of their own may be asked in turns."""
         self._bring(draws)
         self._step.zero_()
         self._total.zero_()
@@ -109,7 +114,8 @@ class CapturedSteps:
         for step in range(len(draws.rates)):
             self._take()
             if step % _STEPS_BETWEEN_LOOKS == _STEPS_BETWEEN_LOOKS - 1 and behind.is_set():
-                break
+                return
+            yield
 
     def end_epoch(self, where: str) -> list[float]:
         """The means over the steps of loss, contrast and equivariance.

@@ -9,8 +9,9 @@ encoder and queue) and the number of epochs done.
 
 import json
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from care_sweep.learn.step import StepLosses, divergence, precision_of, step_los
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
 from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
 
-__all__ = ["default_device", "train", "untrained"]
+__all__ = ["default_device", "epochs_alone", "train", "untrained"]
 
 _SGD_MOMENTUM = 0.9
 _STEPS_TO_SETTLE = 100
@@ -113,6 +114,19 @@ def untrained(config: TrialConfig, data: Dataset, *, device: torch.device | None
     device = default_device() if device is None else device
     model = build_model(config.encoder, config.seed, config.stem).to(device)
     return evaluate_encoder(model, data, config, device=device)
+
+
+def epochs_alone(config: TrialConfig, data: Dataset, *, device: torch.device) -> Iterator[None]:
+    """Train an epoch at each turn, for ever and for the time that it takes: no measure, no report, no file.
+
+    Raises:
+        TrialDiverged, DatasetError: as `train`.
+    """
+    without_end = config.model_copy(update={"epochs": sys.maxsize})  # a next epoch's views are always drawn
+    trial = _Trial(without_end, data, device)
+    while True:
+        trial.train_epoch()
+        yield
 
 
 def default_device() -> torch.device:

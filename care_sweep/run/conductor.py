@@ -53,7 +53,7 @@ _COLLAPSED = "collapsed"
 class Assignment:
     """One attempt at one trial, as a worker is told of it. It goes on after `last_epoch`.
 
-    `prefix` is the trial's in the storage.
+    `prefix` is the trial's in the storage, `gpus` what it holds of a GPU.
     """
 
     number: int
@@ -61,6 +61,7 @@ class Assignment:
     config: TrialConfig
     prefix: str
     last_epoch: int
+    gpus: float
 
 
 @dataclass
@@ -70,6 +71,7 @@ class _OpenTrial:
     attempt: int
     last_epoch: int = 0
     num_losses: int = 0
+    wants_memory: bool = False
     last_value: float | None = None
     not_before: float = 0.0
 
@@ -78,7 +80,12 @@ class Conductor:
     """Runs one sweep's trials from the store's point of view. Used from one thread.
 
     `next` proposes attempts; `measured`, `failed`, `interrupted` and `lost` hear what became of them. `look`
-    hears the wishes of users, at most twice a second; `revision` is the last that it heard.
+    hears the wishes of users, at most twice a second.
+
+    Attributes:
+        revision: the last whose wishes were heard.
+        gpus_per_trial: what an attempt holds of a GPU, to be set before the first.
+        gpus_noted: what `note_gpus` of an earlier driver said that is.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class Conductor:
         sweep = store.sweep(lease.sweep_id)
         self.spec: SweepSpec = sweep.spec
         self.gpus_per_trial = 0.0
+        self.gpus_noted = store.gpus_noted(lease.sweep_id)
         self._store = store
         self._lease = lease
         self._storage = storage
@@ -210,7 +218,7 @@ class Conductor:
         value = measurement.metrics.get(self.spec.metric)
         state, reason = self._verdict(number, trial, measurement.epoch, value)
         final = value if state is TrialState.COMPLETE else None
-        cost = measurement.seconds * self.gpus_per_trial
+        cost = measurement.seconds * self._gpus_of(trial)
         self._lease.record(
             number, attempt, measurement, state=state, value=final, reason=reason, gpu_seconds=cost
         )
@@ -244,7 +252,7 @@ class Conductor:
         trial = self._open[number]
         if measurement is not None and measurement.epoch > trial.last_epoch:
             value = measurement.metrics.get(self.spec.metric)
-            cost = measurement.seconds * self.gpus_per_trial
+            cost = measurement.seconds * self._gpus_of(trial)
             self._lease.record(number, attempt, measurement, gpu_seconds=cost)
             self._gpu_seconds += cost
             self._get_on()
@@ -261,6 +269,7 @@ class Conductor:
             return
         trial = self._open[number]
         trial.num_losses += 1
+        trial.wants_memory |= reason == _OUT_OF_MEMORY
         if trial.num_losses < MAX_LOSSES:
             self._lease.interrupt_trial(number, reason=reason, message=message)
             self._again.append(number)
@@ -282,6 +291,11 @@ class Conductor:
     def explain(self, message: str | None) -> None:
         """Let the sweep say why nothing can start, or with None that something can."""
         self._lease.explain(message)
+
+    def note_gpus(self, gpus_per_trial: float, message: str) -> None:
+        """Keep what was chosen, so that a driver that takes up the sweep chooses the same; and say why."""
+        self.gpus_noted = gpus_per_trial
+        self._lease.note_gpus(gpus_per_trial, message)
 
     # --- inside ---
 
@@ -315,7 +329,14 @@ class Conductor:
             enqueued_as=enqueued_as,
         )
         config = self.spec.space.trial_config(trial.parameters, self.spec.seed)
-        return Assignment(number, trial.attempt, config, self._trial_prefix(number), trial.last_epoch)
+        prefix, gpus = self._trial_prefix(number), self._gpus_of(trial)
+        return Assignment(number, trial.attempt, config, prefix, trial.last_epoch, gpus)
+
+    def _gpus_of(self, trial: _OpenTrial) -> float:
+        """Where we chose the share of a GPU, a trial to which it was too small gets the whole of one."""
+        if self.gpus_per_trial and trial.wants_memory and self.spec.resources.gpus_per_trial == "auto":
+            return 1.0
+        return self.gpus_per_trial
 
     def _verdict(
         self, number: int, trial: _OpenTrial, epoch: int, value: float | None
@@ -396,6 +417,7 @@ class Conductor:
         for number, trial in self._open.items():
             attempts = store.attempts(self._lease.sweep_id, number)
             trial.num_losses = sum(attempt.reason in _LOSSES for attempt in attempts)
+            trial.wants_memory = any(attempt.reason == _OUT_OF_MEMORY for attempt in attempts)
 
     def _replay_trial(self, record: TrialRecord, curve: Mapping[int, float]) -> None:
         self._num_started = max(self._num_started, record.number + 1)

@@ -3,6 +3,7 @@
 Ray's own OptunaSearch, ASHAScheduler, checkpoints and restore are not used: see docs/decisions/0002.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,22 +17,23 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.packing import choose_gpus
 from care_sweep.run.worker import run_attempt
 from care_sweep.settings import Settings
-from care_sweep.spec import Measurement, Resources
+from care_sweep.spec import Measurement
 
 __all__ = ["capacity_of", "run_trials"]
 
 
 def run_trials(conductor: Conductor, settings: Settings) -> None:
     """Run a sweep's trials on the connected Ray cluster until the conductor has no more."""
-    resources = _resources_per_trial(conductor.spec.resources)
-    conductor.gpus_per_trial = resources["GPU"]
-    searcher = _ConductedSearcher(conductor, resources, settings)
+    cpus, gpus = conductor.spec.resources.cpus_per_trial, choose_gpus(conductor, settings)
+    conductor.gpus_per_trial = gpus
+    searcher = _ConductedSearcher(conductor, {"CPU": cpus, "GPU": gpus}, settings)
     settings.scratch_directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=settings.scratch_directory, ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
-            tune.with_resources(run_attempt, resources),
+            tune.with_resources(run_attempt, functools.partial(_bundle, cpus)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=_ConductedScheduler(conductor),
@@ -84,6 +86,7 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
             "storage_uri": self._settings.storage_uri,
             "prefix": assignment.prefix,
             "last_epoch": assignment.last_epoch,
+            "gpus": assignment.gpus,
             "scratch_directory": str(self._settings.scratch_directory),
             "download_directory": str(self._settings.download_directory),
             "data_roots": [str(root) for root in self._settings.data_roots],
@@ -155,8 +158,6 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
         return str(TrialScheduler.STOP if ended and not is_last else TrialScheduler.CONTINUE)
 
 
-def _resources_per_trial(wanted: Resources) -> dict[str, float]:
-    gpus = wanted.gpus_per_trial
-    if gpus == "auto":
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    return {"CPU": float(wanted.cpus_per_trial), "GPU": float(gpus)}
+def _bundle(cpus: int, order: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What an attempt holds, as Tune asks for it."""
+    return tune.PlacementGroupFactory([{"CPU": float(cpus), "GPU": order["gpus"]}])

@@ -37,6 +37,9 @@ __all__ = ["run_attempt"]
 _LOG = logging.getLogger("care_sweep.trial")
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
+_WANT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What contexts, graphs and libraries say of it, whose memory is not torch's."""
+
 
 def run_attempt(order: Mapping[str, Any]) -> None:
     """Train as ordered and report each epoch to the driver; `order` is what `tuning` made of an `Assignment`.
@@ -75,12 +78,15 @@ def run_attempt(order: Mapping[str, Any]) -> None:
 
 
 def _train(order: Mapping[str, Any], place: Workplace) -> None:
-    from care_sweep.learn.train import train  # noqa: PLC0415
+    from care_sweep.learn.packing import keep_to_share  # noqa: PLC0415
+    from care_sweep.learn.train import default_device, train  # noqa: PLC0415
 
     try:
         _LOG.info("trial %d, attempt %d, process %d", order["number"], order["attempt"], os.getpid())
         config = parse(TrialConfig, order["config"])
         _LOG.info("configuration: %s", config.model_dump_json())
+        if 0 < order["gpus"] < 1:
+            keep_to_share(order["gpus"], default_device())
         state = place.training_state(order["last_epoch"])
         _LOG.info("goes on from %s", state) if state else _LOG.info("begins anew")
         data = _dataset(
@@ -126,10 +132,15 @@ def _reporter(order: Mapping[str, Any], place: Workplace) -> Any:
     return report
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether it, or what it came of, is want of memory: on a GPU not only torch's allocator can lack it."""
     import torch  # noqa: PLC0415
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _WANT_OF_MEMORY):
+        return True
+    return error.__context__ is not None and _is_out_of_memory(error.__context__)
 
 
 def _report_failure(reason: str, error: Exception, measurement: Measurement | None = None) -> None:

@@ -23,7 +23,13 @@ class EarlyStopping(Document):
 
 
 class Resources(Document):
-    """What one trial holds while it runs; `auto` is one GPU where the cluster has any, else none."""
+    """What one trial holds while it runs.
+
+    A part of a GPU is a share of its memory too: a trial that wants more is out of memory, its neighbours are
+    not. `auto` is none where the cluster has no GPU. Where it has, the sweep's heaviest trial is timed on one
+    first, a minute or a few, and 1, 2, 4 or 8 share a GPU, whichever is best and fits; a trial that runs out
+    of memory then gets a whole one.
+    """
 
     cpus_per_trial: int = Field(1, ge=1, le=1024)
     gpus_per_trial: float | Literal["auto"] = "auto"

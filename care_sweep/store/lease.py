@@ -102,6 +102,16 @@ class Lease:
                 add_event(connection, self.sweep_id, "sweep", change, self._clock())
 
     @_once
+    def note_gpus(self, gpus_per_trial: float, message: str) -> None:
+        """Keep what a trial has of a GPU, where the sweep left it to us, for the drivers to come; and why."""
+        with self._fenced() as connection:
+            state = connection.execute(
+                select(sweeps.c.state).where(sweeps.c.id == self.sweep_id)
+            ).scalar_one()
+            told = {"state": state, "gpus_per_trial": gpus_per_trial, "message": message}
+            add_event(connection, self.sweep_id, "sweep", told, self._clock())
+
+    @_once
     def start_attempt(
         self,
         number: int,

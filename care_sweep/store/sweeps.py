@@ -363,6 +363,17 @@ class Store:
             self._state(connection, sweep_id)
             return [EventRecord(**row) for row in connection.execute(query).mappings()]
 
+    def gpus_noted(self, sweep_id: str) -> float | None:
+        """What a lease of the sweep has noted last that a trial has of a GPU, if one has."""
+        query = (
+            select(events.c.data)
+            .where(events.c.sweep_id == sweep_id, events.c.kind == "sweep")
+            .order_by(events.c.sequence.desc())
+        )
+        with reading(self.engine) as connection:
+            told = connection.execute(query).scalars()
+            return next((float(data["gpus_per_trial"]) for data in told if "gpus_per_trial" in data), None)
+
     def clusters(self) -> Sequence[ClusterRecord]:
         """What each runner last saw, the newest report first."""
         query = select(clusters).order_by(clusters.c.reported_at.desc())

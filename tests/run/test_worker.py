@@ -1,13 +1,16 @@
 """What a worker says of a trial that ends by itself, and what the scheduler hears. No cluster is started."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from care_sweep.errors import TrialCollapsed, TrialDiverged
+from care_sweep.learn import packing as packing_module
 from care_sweep.learn import train as train_module
 from care_sweep.run import tuning, worker
 from care_sweep.spec import Measurement, TrialConfig
@@ -15,7 +18,11 @@ from care_sweep.spec import Measurement, TrialConfig
 METRICS = {"embedding_spread": 0.1, "validation_knn_accuracy": 0.25}
 
 
-def reports(error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+def reports(
+    error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch, *, gpus: float = 0.0
+) -> list[dict[str, str]]:
+    """All that the worker reports of a trial that raises; what it raises itself is left aside."""
+
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -31,10 +38,12 @@ def reports(error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch) 
         "prefix": "sweeps/0123456789ab/trials/00003",
         "scratch_directory": str(directory),
         "last_epoch": 0,
+        "gpus": gpus,
         "download_directory": str(directory),
         "data_roots": [],
     }
-    worker.run_attempt(order)
+    with suppress(type(error)):
+        worker.run_attempt(order)
     return said
 
 
@@ -70,3 +79,42 @@ def test_divergence_stays_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (said,) = reports(TrialDiverged("loss nan"), tmp_path, monkeypatch)
     (heard,) = told(said)
     assert (heard["reason"], heard["message"], heard["measurement"]) == ("diverged", "loss nan", None)
+
+
+def _within(error: Exception, context: Exception) -> Exception:
+    error.__context__ = context
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("all of it"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        _within(RuntimeError("the capture was invalidated"), torch.OutOfMemoryError("no memory")),
+    ],
+    ids=["host", "allocator", "context", "library", "capture"],
+)
+def test_want_of_memory_is_a_loss_whoever_lacks_it(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (said,) = reports(error, tmp_path, monkeypatch)
+    assert json.loads(said["loss"]) == {"reason": "out of memory", "message": str(error)}
+
+
+def test_another_error_is_the_trials_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (said,) = reports(RuntimeError("an illegal memory access"), tmp_path, monkeypatch)
+    (heard,) = told(said)
+    assert (heard["reason"], heard["message"]) == ("error", "RuntimeError: an illegal memory access")
+
+
+@pytest.mark.parametrize(("gpus", "shares"), [(0.0, []), (0.25, [0.25]), (1.0, [])])
+def test_a_trial_with_a_part_of_a_gpu_is_kept_to_it(
+    gpus: float, shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[float] = []
+    monkeypatch.setattr(packing_module, "keep_to_share", lambda share, _: kept.append(share))
+    reports(TrialDiverged("loss nan"), tmp_path, monkeypatch, gpus=gpus)
+    assert kept == shares

@@ -77,6 +77,7 @@ class _Driver:
             "prefix": TRIAL,
             "scratch_directory": str(self.scratch / f"node-{attempt}"),
             "last_epoch": last_epoch,
+            "gpus": 0.0,
             "download_directory": "unused",
             "data_roots": [str(Path(self.dataset.partition(":")[2]).parent)],
         }

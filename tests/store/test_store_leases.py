@@ -56,6 +56,7 @@ def test_two_claimers_never_both_win(store: Store, other_store: Store) -> None:
 TOLD = {
     "renew": [],
     "explain": [("sweep", None, "RUNNING")],
+    "note_gpus": [("sweep", None, "RUNNING")],
     "start_attempt": [("trial", 9, "RUNNING")],
     "start_attempt again": [("trial", 1, "RUNNING")],
     "record": [("measurement", 0, 2)],
@@ -66,6 +67,16 @@ TOLD = {
     "forget_checkpoints": [],
     "release": [("trial", 0, "WAITING")],
 }
+
+
+def test_the_gpus_noted_last_are_those_of_the_sweep(store: Store) -> None:
+    lease, other = in_the_middle(store), in_the_middle(store)
+    assert store.gpus_noted(lease.sweep_id) is None
+    lease.note_gpus(1.0, "one fits")
+    lease.note_gpus(0.25, "four fit")
+    lease.explain("there is no room")
+    assert store.gpus_noted(lease.sweep_id) == 0.25
+    assert store.gpus_noted(other.sweep_id) is None
 
 
 @pytest.mark.parametrize("name", LEASE_WRITES)
