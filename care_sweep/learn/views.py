@@ -407,19 +407,20 @@ def gray(views: Tensor) -> Tensor:
 def _shift_hue(views: Tensor, shift: Tensor) -> None:
     """Move the hue by a share of the circle, as through HSV and back.
 
-    From red towards green or blue the hue is 1/6 + (green + blue - red - least) / (6 chroma) of the circle; a
-    channel is the least one plus the chroma times a trapezium of the hue.
+    The hue is in sixths of the circle; a channel is the least one plus the chroma times a trapezium of it.
+    Away from red, towards green or towards blue, the hue is 1 + (green + blue - red - least) / chroma.
     """
     red, green, blue = views.unbind(1)
     least = torch.minimum(torch.minimum(red, green), blue)
     chroma = torch.maximum(torch.maximum(red, green), blue).sub_(least)
-    six_chroma = chroma.mul_(6).clamp_min_(torch.finfo(chroma.dtype).tiny)
-    from_red = (green + blue).sub_(red).sub_(least).div_(six_chroma).add_(1 / 6)
-    hue = from_red.copysign_(green - blue).add_(1 + shift.view(-1, 1, 1)).frac_()
-    torch.sub((hue - 1 / 2).abs_(), 1 / 6, out=red)
-    torch.sub(1 / 3, (hue - 1 / 3).abs_(), out=green)
-    torch.sub(1 / 3, (hue - 2 / 3).abs_(), out=blue)
-    views.clamp_(0, 1 / 6).mul_(six_chroma.unsqueeze(1)).add_(least.unsqueeze(1))
+    from_red = (green + blue).sub_(red).sub_(least)
+    from_red.div_(chroma.clamp_min(torch.finfo(chroma.dtype).tiny)).add_(1)
+    hue = from_red.copysign_(green - blue).add_(6 * shift.view(-1, 1, 1))
+    hue.sub_((hue / 6).floor_().mul_(6))
+    torch.sub((hue - 3).abs_(), 1, out=red)
+    torch.sub(2, (hue - 2).abs_(), out=green)
+    torch.sub(2, (hue - 4).abs_(), out=blue)
+    views.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(least.unsqueeze(1))
 
 
 # --- blur ---------------------------------------------------------------------------------------------------
