@@ -20,9 +20,8 @@ from care_sweep.learn.views import (
     CONTRAST,
     HUE,
     ViewParameters,
-    blurred,
+    blur_taps,
     gray,
-    resize_matrix,
     unit,
 )
 
@@ -74,18 +73,35 @@ def apply_densely(images: Tensor, parameters: PackedViews) -> Tensor:
     for place in range(parameters.order.shape[1]):
         views = torch.where(jitter, _jittered(views, parameters, place), views)
     views = torch.where(grayscale, gray(views), views)
-    return torch.where(blur, blurred(views, parameters.sigma.view(-1, 1, 1, 1)), views)
+    return torch.where(blur, _blurred(views, parameters.sigma.view(-1, 1, 1, 1)), views)
 
 
 def _cropped(images_M3hw: Tensor, crop: Tensor, flip_M11: Tensor) -> Tensor:
     """Cropped, resized to the images' own size, flipped: a product from each side."""
     top, left, height, width = crop.unbind(1)
     rows, columns = images_M3hw.shape[-2:]
-    vertical_MHh = resize_matrix(top, height, rows)
-    horizontal_MWw = resize_matrix(left, width, columns)
+    vertical_MHh = _resize_matrix(top, height, rows)
+    horizontal_MWw = _resize_matrix(left, width, columns)
     horizontal_MWw = torch.where(flip_M11, horizontal_MWw.flip(1), horizontal_MWw)
     wide_M3hW = torch.bmm(images_M3hw.flatten(1, 2), horizontal_MWw.mT).view(-1, 3, rows, columns)
     return torch.matmul(vertical_MHh.unsqueeze(1), wide_M3hW)
+
+
+def _resize_matrix(start_M: Tensor, length_M: Tensor, size: int) -> Tensor:
+    """The weights (M, size, size) of source pixels in the target pixels of a crop: torchvision's antialiased
+    bilinear resize of `length` pixels from `start` on to `size` pixels, along one axis.
+
+    They are a triangle as wide as a target pixel, not narrower than a source pixel, cut off at the crop's
+    edge and scaled to sum 1.
+    """
+    pixel = torch.arange(size, dtype=torch.float32, device=start_M.device)
+    scale_M11 = (length_M / size).view(-1, 1, 1)
+    source_M1p = pixel - start_M.view(-1, 1, 1)
+    centre_Mp1 = (pixel.view(-1, 1) + 0.5) * scale_M11
+    weight_Mpp = 1 - (source_M1p + 0.5 - centre_Mp1).abs() / scale_M11.clamp_min(1)
+    outside_M1p = (source_M1p < 0) | (source_M1p >= length_M.view(-1, 1, 1))
+    weight_Mpp = weight_Mpp.clamp_min_(0).masked_fill_(outside_M1p, 0)
+    return weight_Mpp / weight_Mpp.sum(2, keepdim=True)
 
 
 def _jittered(views: Tensor, parameters: PackedViews, place: int) -> Tensor:
@@ -105,7 +121,7 @@ def _jittered(views: Tensor, parameters: PackedViews, place: int) -> Tensor:
 
 
 def _hue_shifted(views: Tensor, shift: Tensor) -> Tensor:
-    """As `views` moves the hue, each channel written out: from the least, by the chroma times a trapezium."""
+    """As `views` shifts the hue, each channel written out: the least plus the chroma times a trapezium."""
     red, green, blue = views.unbind(1)
     most, least = views.amax(1), views.amin(1)
     chroma = most - least
@@ -115,3 +131,14 @@ def _hue_shifted(views: Tensor, shift: Tensor) -> Tensor:
     hue = hue - 6 * (hue / 6).floor()
     shares = torch.stack([(hue - 3).abs() - 1, 2 - (hue - 2).abs(), 2 - (hue - 4).abs()], 1)
     return shares.clamp(0, 1) * chroma.unsqueeze(1) + least.unsqueeze(1)
+
+
+def _blurred(views: Tensor, sigma: Tensor) -> Tensor:
+    """As `views` blurs, its three taps added up without writing into a part of a tensor."""
+    middle, side = blur_taps(sigma)
+    for axis in (2, 3):
+        length = views.shape[axis]
+        before = torch.cat([views.narrow(axis, 1, 1), views.narrow(axis, 0, length - 1)], axis)
+        after = torch.cat([views.narrow(axis, 1, length - 1), views.narrow(axis, length - 2, 1)], axis)
+        views = (views * middle).add_(before.add_(after).mul_(side))
+    return views

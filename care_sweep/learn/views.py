@@ -1,15 +1,16 @@
 """How is a view of an image made? Parameters are drawn on the host, then applied on the device.
 
-Shape suffixes: N views, H and W pixels of a view, h and w pixels of the source image, T tries of a crop.
+Shape suffixes: N views, H and W pixels of a view, h and w pixels of the source image, T tries of a crop,
+K source rows of a target row, P places in the order of the jitter, C channels.
 
 Drawing and applying are apart so that one augmentation can be shared by many images, and so that the same
 parameters can be applied to other images of that size. Each operation equals torchvision's for float tensors
 in [0, 1].
 
-What is computed where: parameters, which view gets which operation, and the weights of each view's resize,
-two matrices (N, H, h) and (N, W, w), are made on the host and copied to the device in every call; pixels stay
-on the device. Nothing is read back from it, but the copies are from pageable memory, so that the host waits
-until they have been read; at 224 px the matrices are most of them.
+What is computed where: parameters, which view gets which operation, which source rows a target row is made
+of, and the colour matrices of the jitter, are made on the host and copied to the device in every call; pixels
+stay on the device. Nothing is read back from it, but the copies are from pageable memory, so that the host
+waits until they have been read.
 """
 
 import math
@@ -19,6 +20,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 __all__ = [
     "BRIGHTNESS",
@@ -28,13 +30,12 @@ __all__ = [
     "Strength",
     "ViewParameters",
     "apply_views",
-    "blurred",
+    "blur_taps",
     "draw_shared_views",
     "draw_views",
     "gray",
     "hue_change",
     "normalise",
-    "resize_matrix",
     "unit",
 ]
 
@@ -42,6 +43,7 @@ _RATIO = (3 / 4, 4 / 3)
 _LEAST_CROP_SCALE = 0.08  # as published for 32 px, and torchvision's own
 _NUM_TRIES = 10  # torchvision's RandomResizedCrop
 _GRAY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
+_PIXELS_AT_ONCE = 2**16  # that a CPU crops: what it needs for them stays in the cache and with the allocator
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """What colour jitter does, in the numbering of `ViewParameters.order` and `factors`."""
@@ -262,16 +264,18 @@ def apply_views(images: Tensor, parameters: ViewParameters) -> Tensor:
             f"the views were drawn for images of {parameters.size[0]} x {parameters.size[1]} pixels, these "
             f"have {images.shape[-2]} x {images.shape[-1]}: draw them for this size"
         )
-    views = _crop_and_flip(unit(images), parameters)
-    _jitter(views, parameters)
-    _change(views, parameters.grayscale, lambda chosen, _: gray(chosen).expand_as(chosen))
-    _change(views, parameters.blur, blurred, parameters.sigma)
-    return views
+    hue_place, order = _hue_place(parameters).sort(stable=True)
+    parameters, there = parameters[order], order.to(images.device, non_blocking=True)
+    cropped = _crop_and_flip(images, there, parameters)
+    _jitter(cropped, parameters, hue_place)
+    _change(cropped, parameters.grayscale, lambda chosen, _: gray(chosen).expand_as(chosen))
+    _change(cropped, parameters.blur, _blurred, parameters.sigma)
+    return torch.empty_like(cropped).index_copy_(0, there, cropped)
 
 
 def unit(images: Tensor) -> Tensor:
     """uint8 images as float32 in [0, 1]; float images as they are."""
-    return images if images.is_floating_point() else images.to(torch.float32) / 255
+    return images if images.is_floating_point() else images.to(torch.float32).div_(255)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -279,7 +283,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     pixels = unit(images)
     shift = torch.tensor(mean, dtype=pixels.dtype).view(3, 1, 1).to(pixels.device, non_blocking=True)
     scale = torch.tensor(std, dtype=pixels.dtype).view(3, 1, 1).to(pixels.device, non_blocking=True)
-    return (pixels - shift) / scale
+    return (pixels - shift).div_(scale)
 
 
 def _change(
@@ -295,45 +299,103 @@ def _change(
     views.index_copy_(0, rows, operation(views.index_select(0, rows), chosen))
 
 
-def _crop_and_flip(images_N3hw: Tensor, parameters: ViewParameters) -> Tensor:
-    """Crop, resize to the images' own size as torchvision's antialiased bilinear resize, flip."""
-    rows, columns = images_N3hw.shape[-2:]
-    vertical_NHh = resize_matrix(parameters.top, parameters.height, rows).to(images_N3hw, non_blocking=True)
-    matrix_NWw = resize_matrix(parameters.left, parameters.width, columns)
-    matrix_NWw = torch.where(parameters.flip.view(-1, 1, 1), matrix_NWw.flip(1), matrix_NWw)
-    horizontal_NwW = matrix_NWw.mT.to(images_N3hw, non_blocking=True)
-    wide_N3hW = torch.bmm(images_N3hw.flatten(1, 2), horizontal_NwW).view(-1, 3, rows, columns)
-    return torch.matmul(vertical_NHh.unsqueeze(1), wide_N3hW)
+# --- crop ---------------------------------------------------------------------------------------------------
 
 
-def resize_matrix(start_N: Tensor, length_N: Tensor, size: int) -> Tensor:
-    """The weights (N, size, size) of source pixels in the target pixels of a crop: torchvision's antialiased
-    bilinear resize of `length` pixels from `start` on to `size` pixels, along one axis.
+def _crop_and_flip(images: Tensor, rows: Tensor, parameters: ViewParameters) -> Tensor:
+    """The images of these rows, float in [0, 1]: cropped, resized to their own size as torchvision's bilinear
+    resize, flipped."""
+    p, (num_rows, num_columns) = parameters, images.shape[-2:]
+    across = _resize(p.left, p.width, num_columns, p.flip)
+    down = _resize(p.top, p.height, num_rows, torch.zeros_like(p.flip))
+    on_cpu = images.device.type == "cpu"
+    at_once = max(1, _PIXELS_AT_ONCE // (num_rows * num_columns) if on_cpu else len(images))
+    parts = []
+    for chosen, *weights in zip(*(torch.split(one, at_once) for one in (rows, *across, *down)), strict=True):
+        wide_n3Wh = _weighted_rows(unit(images.index_select(0, chosen)).mT, *weights[:2])
+        parts.append(_weighted_rows(wide_n3Wh.mT, *weights[2:]))
+    return torch.cat(parts)
 
-    They are a triangle as wide as a target pixel, not narrower than a source pixel, cut off at the crop's
-    edge and scaled to sum 1.
+
+def _resize(start_N: Tensor, length_N: Tensor, size: int, mirrored_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Which source rows (N, size, 2) `length` rows from `start` on, brought to `size` rows, are made of, and
+    their weights.
+
+    A crop is never longer than the image, so a target row lies between two source rows (antialiasing, which
+    is for those that cover more, changes nothing), or beyond the middle of the first or last one.
     """
-    pixel = torch.arange(size, dtype=torch.float32, device=start_N.device)
-    scale_N11 = (length_N / size).view(-1, 1, 1)
-    source_N1p = pixel - start_N.view(-1, 1, 1)
-    centre_Np1 = (pixel.view(-1, 1) + 0.5) * scale_N11
-    weight_Npp = 1 - (source_N1p + 0.5 - centre_Np1).abs() / scale_N11.clamp_min(1)
-    outside_N1p = (source_N1p < 0) | (source_N1p >= length_N.view(-1, 1, 1))
-    weight_Npp = weight_Npp.clamp_min_(0).masked_fill_(outside_N1p, 0)
-    return weight_Npp / weight_Npp.sum(2, keepdim=True)
+    target_H = torch.arange(size) + 0.5
+    target_NH = torch.where(mirrored_N.unsqueeze(1), size - target_H, target_H)
+    last_N1 = length_N.unsqueeze(1) - 1
+    place_NH = (target_NH * (length_N / size).unsqueeze(1)).sub_(0.5).clamp_min_(0)
+    first_NH = torch.minimum(place_NH.long(), last_N1)
+    second_NH = torch.minimum(first_NH + 1, last_N1)
+    share_NH = place_NH - first_NH
+    rows_NHK = torch.stack([first_NH, second_NH], 2) + start_N.view(-1, 1, 1)
+    return rows_NHK, torch.stack([1 - share_NH, share_NH], 2)
 
 
-def _jitter(views: Tensor, parameters: ViewParameters) -> None:
-    operations = {
-        BRIGHTNESS: _brighten,
-        CONTRAST: _contrast,
-        SATURATION: _saturate,
-        HUE: _shift_hue,
-    }
-    for place in range(len(operations)):
-        for number, operation in operations.items():
-            chosen = parameters.jitter & (parameters.order[:, place] == number)
-            _change(views, chosen, operation, parameters.factors[:, number])
+def _weighted_rows(images_N3hw: Tensor, rows_NHK: Tensor, weights_NHK: Tensor) -> Tensor:
+    """(N, 3, H, w): each target row is the weighted sum of K source rows, an embedding bag of them."""
+    num_views, num_channels, num_rows, width = images_N3hw.shape
+    begin_N311 = torch.arange(0, num_views * num_channels * num_rows, num_rows).view(-1, num_channels, 1, 1)
+    rows_N3HK = rows_NHK.unsqueeze(1) + begin_N311
+    weights_N3HK = weights_NHK.unsqueeze(1).expand_as(rows_N3HK)
+    sums = embedding_bag(
+        rows_N3HK.flatten(0, 2).to(images_N3hw.device, non_blocking=True),
+        images_N3hw.reshape(-1, width),
+        mode="sum",
+        per_sample_weights=weights_N3HK.flatten(0, 2).to(images_N3hw, non_blocking=True),
+    )
+    return sums.view(num_views, num_channels, -1, width)
+
+
+# --- colour -------------------------------------------------------------------------------------------------
+
+
+def _hue_place(parameters: ViewParameters) -> Tensor:
+    """(N): where in the order of the jitter the hue stands, 4 for views without jitter."""
+    place_N = (parameters.order == HUE).int().argmax(1)
+    return place_N.where(parameters.jitter, parameters.order.shape[1])
+
+
+def _jitter(views: Tensor, parameters: ViewParameters, hue_place: Tensor) -> None:
+    """Change the views, which come in the order of `hue_place`: at each place either all of a slice move
+    their hue, or all are mixed."""
+    num_places = parameters.order.shape[1]
+    slices = torch.bincount(hue_place, minlength=num_places + 1).tolist()
+    amounts = (*_mixtures(parameters), parameters.factors[:, HUE])
+    parts = [torch.split(one.to(views, non_blocking=True), slices) for one in (views, *amounts)]
+    for of_hue, (slice_, colours, means, shift) in enumerate(zip(*parts, strict=True)):
+        if of_hue == num_places or len(slice_) == 0:
+            continue
+        changed = slice_
+        for place in range(num_places):
+            if place == of_hue:
+                _shift_hue(changed, shift)
+            else:
+                changed = _mixed(changed, colours[:, place], means[:, place])
+        slice_.copy_(changed)
+
+
+def _mixtures(parameters: ViewParameters) -> tuple[Tensor, Tensor]:
+    """Brightness, contrast and saturation mix a view with black, with its mean gray and with its gray.
+
+    Returns:
+        (N, P, 3, 3), by which the colours of each pixel are multiplied, and (N, P, 3), by which the mean
+        colour is, whose sum is then added.
+    """
+    factor_NP, gray_C = parameters.factors.gather(1, parameters.order), torch.tensor(_GRAY)
+    rest_NP = 1 - factor_NP
+    of_gray_NP, of_mean_NP = (rest_NP * (parameters.order == what) for what in (SATURATION, CONTRAST))
+    itself_NPCC = factor_NP[..., None, None] * torch.eye(3)
+    return itself_NPCC + of_gray_NP[..., None, None] * gray_C, of_mean_NP[..., None] * gray_C
+
+
+def _mixed(views: Tensor, colours_NCC: Tensor, means_NC: Tensor) -> Tensor:
+    pixels = views.flatten(2)
+    added_N11 = (pixels.mean(2) * means_NC).sum(1).view(-1, 1, 1)
+    return torch.baddbmm(added_N11, colours_NCC, pixels).clamp_(0, 1).view_as(views)
 
 
 def gray(views: Tensor) -> Tensor:
@@ -342,51 +404,44 @@ def gray(views: Tensor) -> Tensor:
     return (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
 
 
-def _brighten(views: Tensor, factor: Tensor) -> Tensor:
-    return views.mul_(factor).clamp_(0, 1)
-
-
-def _contrast(views: Tensor, factor: Tensor) -> Tensor:
-    mean = gray(views).mean((2, 3), keepdim=True)
-    return views.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
-
-
-def _saturate(views: Tensor, factor: Tensor) -> Tensor:
-    grays = gray(views)
-    return views.mul_(factor).add_(grays.mul_(1 - factor)).clamp_(0, 1)
-
-
-def _shift_hue(views: Tensor, shift: Tensor) -> Tensor:
+def _shift_hue(views: Tensor, shift: Tensor) -> None:
     """Move the hue by a share of the circle, as through HSV and back.
 
     The hue is in sixths of the circle; a channel is the least one plus the chroma times a trapezium of it.
+    Away from red, towards green or towards blue, the hue is 1 + (green + blue - red - least) / chroma.
     """
     red, green, blue = views.unbind(1)
-    most = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)
-    chroma = most - least
-    is_red, is_green = most == red, most == green
-    rise = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
-    begin = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)).to(chroma)
-    hue = rise.div_(chroma.clamp_min(torch.finfo(chroma.dtype).tiny)).add_(begin).add_(6 * shift[:, 0])
+    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(least)
+    from_red = (green + blue).sub_(red).sub_(least)
+    from_red.div_(chroma.clamp_min(torch.finfo(chroma.dtype).tiny)).add_(1)
+    hue = from_red.copysign_(green - blue).add_(6 * shift.view(-1, 1, 1))
     hue.sub_((hue / 6).floor_().mul_(6))
     torch.sub((hue - 3).abs_(), 1, out=red)
     torch.sub(2, (hue - 2).abs_(), out=green)
     torch.sub(2, (hue - 4).abs_(), out=blue)
-    return views.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(least.unsqueeze(1))
+    views.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(least.unsqueeze(1))
 
 
-def blurred(views: Tensor, sigma: Tensor) -> Tensor:
-    """A 3x3 Gaussian of `sigma` (N, 1, 1, 1) pixels with reflected edges, as one pass down and one across."""
+# --- blur ---------------------------------------------------------------------------------------------------
+
+
+def blur_taps(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of the middle and of each neighbour in a Gaussian of 3 pixels."""
     side = torch.exp(-0.5 / sigma.square())
-    middle, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
+    return 1 / (1 + 2 * side), side / (1 + 2 * side)
+
+
+def _blurred(views: Tensor, sigma: Tensor) -> Tensor:
+    """A 3x3 Gaussian of `sigma` (N, 1, 1, 1) pixels with reflected edges, as one pass down and one across."""
+    middle, side = blur_taps(sigma)
     for axis in (2, 3):
         views = _three_taps(views, middle, side, axis)
     return views
 
 
 def _three_taps(views: Tensor, middle: Tensor, side: Tensor, axis: int) -> Tensor:
-    length = views.shape[axis]
-    before = torch.cat([views.narrow(axis, 1, 1), views.narrow(axis, 0, length - 1)], axis)
-    after = torch.cat([views.narrow(axis, 1, length - 1), views.narrow(axis, length - 2, 1)], axis)
-    return (views * middle).add_(before.add_(after).mul_(side))
+    sums, last = views * middle, views.shape[axis] - 1
+    for target, source, length in ((1, 0, last), (0, 1, last), (0, 1, 1), (last, last - 1, 1)):
+        sums.narrow(axis, target, length).addcmul_(views.narrow(axis, source, length), side)
+    return sums
