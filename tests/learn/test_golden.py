@@ -47,8 +47,8 @@ def test_writing_the_trace_anew_changes_no_byte_of_what_is_as_it_was() -> None:
 def test_twenty_steps_are_as_they_were(
     config: TrialConfig, tiny: Dataset, tmp_path: Path, weight: float
 ) -> None:
-    """To 1e-5 for seven steps, then to 1 %: another processor adds in another order, and what that moves grows
-    (seen: 1e-4 in the eighth where views round otherwise, 2e-3 in the twentieth)."""
+    """To 1e-5 for seven steps, then to 1 %: another processor adds in another order, and what that moves
+    grows (seen: 1e-4 in the eighth where views round otherwise, 2e-3 in the twentieth)."""
     steps = twenty_steps(config.model_copy(update={"equivariance_weight": weight}), tiny, tmp_path)
     golden_steps, name = json.loads(GOLDEN.read_text()), f"equivariance_weight {weight}"
     if os.environ.get("GOLDEN_TRACE") == "write":
