@@ -110,6 +110,30 @@ def test_two_that_start_at_once_at_the_same_port_both_come_up(tmp_path: Path) ->
         assert (first.ray.is_up, second.ray.is_up) == (True, True)
 
 
+def test_each_part_has_what_it_needs_and_no_more(planned: _Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials inherit what Ray has; a client's token is nobody's here but the client's."""
+    client = {"CARE_SWEEP_TOKEN": "cs_secret", "CARE_SWEEP_TOKEN_PATH": "/a/token"}
+    database = {"CARE_SWEEP_DATABASE_URL": "postgresql://me:hunter2@db/care", "PGPASSWORD": "hunter3"}
+    storage = {"AWS_ACCESS_KEY_ID": "a-key"}
+    for name, value in {**client, **database, **storage}.items():
+        monkeypatch.setenv(name, value)
+    again = _Planned(planned.gate.parent / "again")
+    with again.started() as instance:
+        found = {
+            part.name: Path(f"/proc/{_pid(part)}/environ").read_bytes().decode().split("\0")
+            for part in (instance.service, instance.runner, again.ray)
+        }
+    given = {
+        name: {key for key in (*client, *database, *storage) if any(e.startswith(f"{key}=") for e in entries)}
+        for name, entries in found.items()
+    }
+    assert given == {
+        "service": {*database, *storage},
+        "runner": {*database, *storage},
+        "ray": set(storage),
+    }
+
+
 def test_a_service_that_is_killed_comes_back_each_time(planned: _Planned) -> None:
     with planned.started() as instance:
         runner = _pid(instance.runner)
