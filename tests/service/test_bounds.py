@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 
 from care_sweep.settings import Settings
 from care_sweep.store import Scope, Store
+from care_sweep.supervise import Instance
 from service import body, connections
 from service.access import Access
 from service.app import create_app
@@ -165,6 +166,8 @@ def test_off_loopback_nobody_is_answered_without_a_token(tmp_path: Path) -> None
             token, _ = store.tokens.create("alice", Scope.READ, expires_in_seconds=None)
             assert http.get("/v1/sweeps").status_code == 401
             assert http.get("/readyz").status_code == 200
+            port = urlsplit(service.url).port or 0
+            assert Instance(service.settings, "0.0.0.0", port, tmp_path).requires_tokens  # noqa: S104
             headers = {"Authorization": f"Bearer {token}"}
             assert http.get("/v1/sweeps", headers=headers).status_code == 200
 
