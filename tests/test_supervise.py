@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from care_sweep import supervise
 from care_sweep.errors import CareSweepError
 from care_sweep.local_ray import LocalRay, RayPorts, free_port
 from care_sweep.part import Part
@@ -132,6 +135,20 @@ def test_each_part_has_what_it_needs_and_no_more(planned: _Planned, monkeypatch:
         "runner": {*database, *storage},
         "ray": set(storage),
     }
+
+
+@pytest.mark.parametrize("requires_tokens", [True, False])
+def test_serve_says_how_a_token_is_made_where_one_is_wanted(
+    requires_tokens: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where: Any = SimpleNamespace(
+        url="http://here", dashboard_url=None, token_path=None, log_directory="/logs"
+    )
+    where.requires_tokens = requires_tokens
+    supervise._say_where(where, as_json=False)
+    said = capsys.readouterr().out
+    assert ("care-sweep token create NAME --scope submit" in said) == requires_tokens
+    assert ("http://here/docs" in said) == (not requires_tokens)
 
 
 def test_a_service_that_is_killed_comes_back_each_time(planned: _Planned) -> None:
