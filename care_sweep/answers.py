@@ -32,6 +32,7 @@ class SweepSummary(TypedDict):
 
     id: str
     name: str
+    owner: str
     state: str
     reason: str | None
     message: str | None

@@ -20,6 +20,7 @@ from care_sweep.answers import (
     TrialDetail,
 )
 from care_sweep.connection import PATIENCE_SECONDS, Connection, path_of
+from care_sweep.credentials import own_token
 from care_sweep.errors import ServiceError
 from care_sweep.spec import Scalar, SweepState
 
@@ -39,10 +40,11 @@ class Client:
     Args:
         url: where the service listens, such as http://127.0.0.1:8484.
         timeout: seconds to wait for a connection, or for the next bytes.
+        token: who asks; by default the user's own (`care_sweep.credentials`), and none where it is empty.
     """
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
-        self._connection = Connection(url, timeout)
+    def __init__(self, url: str, *, timeout: float = 30.0, token: str | None = None) -> None:
+        self._connection = Connection(url, timeout, own_token() if token is None else token)
 
     def __enter__(self) -> Self:
         return self

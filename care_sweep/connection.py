@@ -20,6 +20,7 @@ __all__ = ["PATIENCE_SECONDS", "Connection", "path_of", "without_password"]
 
 _T = TypeVar("_T")
 
+_TOKEN = re.compile(r"[\x21-\x7e]{1,512}")  # what a header takes
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0)
 _STREAM_SILENCE_SECONDS = 45.0  # the service sends a sign of life every 15 s
 PATIENCE_SECONDS = 60.0
@@ -29,14 +30,19 @@ PATIENCE_SECONDS = 60.0
 class Connection:
     """Requests to one service. All raise `ServiceError`: a refusal has a status, no answer has none."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, token: str | None = None) -> None:
         self.url = url.rstrip("/")
+        if token and not _TOKEN.fullmatch(token):
+            raise ServiceError("the token is none: give what `care-sweep token create` printed, in one line")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             address = httpx2.URL(self.url)
             if address.scheme not in ("http", "https") or not address.host:
                 raise ValueError("it does not begin with http://HOST or https://HOST")
             is_local = address.host in ("127.0.0.1", "::1", "localhost")  # not behind a proxy, then
-            self._http = httpx2.Client(base_url=self.url, timeout=timeout, trust_env=not is_local)
+            self._http = httpx2.Client(
+                base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_local
+            )
         except (httpx2.InvalidURL, ValueError) as error:
             raise ServiceError(f"{without_password(url)!r} is not the URL of a service: {error}") from error
 
@@ -248,7 +254,7 @@ def _accepted(response: httpx2.Response) -> httpx2.Response:
 
 def _begun(response: httpx2.Response) -> httpx2.Response:
     """The response of a stream; a service that asks for patience is tried again."""
-    if response.status_code == 503:
+    if response.status_code in (429, 503):
         raise _InterruptedError("the service is not ready")
     return _accepted(response)
 

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,7 @@ from care_sweep.errors import InvalidDocument, Problem
 
 __all__ = ["Settings"]
 
+_HOST = re.compile(r"[a-z0-9:]([a-z0-9._:-]{0,251}[a-z0-9])?")  # also an address of IPv6
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -26,9 +28,16 @@ class Settings:
         data_roots: folders that the paths of a sweep's datasets (`folder:`, `parquet:`, `imagenet100:`) must
             lie under (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
         url: where the client finds the service (CARE_SWEEP_URL).
+        token_path: the file of the token that the client sends, unless CARE_SWEEP_TOKEN holds one
+            (CARE_SWEEP_TOKEN_PATH, default `home/token`).
         ray_address: an existing Ray cluster (RAY_ADDRESS); None for a local one.
         num_checkpoints_kept: so many checkpoints of a sweep are kept, its best, beside those of its baselines
             (CARE_SWEEP_KEEP_CHECKPOINTS); None for all.
+        auth: `required`, the service answers nobody without a token; `auto`, only on a loopback address
+            (CARE_SWEEP_AUTH). On no other address can it be had without.
+        hosts: names under which the service is called beside its own (CARE_SWEEP_HOSTS, separated by commas).
+        requests_per_second: of a token, or of an address without one, where tokens are required
+            (CARE_SWEEP_REQUESTS_PER_SECOND); ten seconds' worth may come at once.
     """
 
     home: Path
@@ -36,8 +45,12 @@ class Settings:
     storage_uri: str
     data_roots: tuple[Path, ...]
     url: str
+    token_path: Path
     ray_address: str | None
     num_checkpoints_kept: int | None = None
+    auth: str = "auto"
+    hosts: tuple[str, ...] = ()
+    requests_per_second: float = 50.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -54,9 +67,19 @@ class Settings:
             storage_uri=_storage_uri(environment.get("CARE_SWEEP_STORAGE_URI") or str(home / "storage")),
             data_roots=tuple(Path(root).expanduser().absolute() for root in roots.split(os.pathsep) if root),
             url=environment.get("CARE_SWEEP_URL") or "http://127.0.0.1:8484",
+            token_path=Path(environment.get("CARE_SWEEP_TOKEN_PATH") or home / "token")
+            .expanduser()
+            .absolute(),
             ray_address=environment.get("RAY_ADDRESS") or None,
             num_checkpoints_kept=_num_kept(environment.get("CARE_SWEEP_KEEP_CHECKPOINTS") or "all"),
+            auth=_auth(environment.get("CARE_SWEEP_AUTH") or "auto"),
+            hosts=_hosts(environment.get("CARE_SWEEP_HOSTS") or ""),
+            requests_per_second=_rate(environment.get("CARE_SWEEP_REQUESTS_PER_SECOND") or "50"),
         )
+
+    def requires_tokens(self, address: str) -> bool:
+        """Whether a service that listens on this IP address answers nobody without a token."""
+        return self.auth == "required" or not ip_address(address).is_loopback
 
     @property
     def scratch_directory(self) -> Path:
@@ -76,6 +99,29 @@ def _num_kept(given: str) -> int | None:
         detail = "must be all, or how many of the best are kept, from 1"
         raise InvalidDocument([Problem("CARE_SWEEP_KEEP_CHECKPOINTS", detail, given)])
     return int(given)
+
+
+def _auth(given: str) -> str:
+    if given not in ("auto", "required"):
+        detail = "must be required, or auto: required on every address but a loopback one"
+        raise InvalidDocument([Problem("CARE_SWEEP_AUTH", detail, given)])
+    return given
+
+
+def _hosts(given: str) -> tuple[str, ...]:
+    hosts = tuple(host.strip().lower() for host in given.split(",") if host.strip())
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            detail = "must be names of hosts separated by commas, without port or scheme"
+            raise InvalidDocument([Problem("CARE_SWEEP_HOSTS", detail, host)])
+    return hosts
+
+
+def _rate(given: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", given) or float(given) == 0:
+        detail = "must be how many requests a second, above 0"
+        raise InvalidDocument([Problem("CARE_SWEEP_REQUESTS_PER_SECOND", detail, given)])
+    return float(given)
 
 
 def _storage_uri(given: str) -> str:

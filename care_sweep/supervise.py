@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -32,6 +32,10 @@ __all__ = ["Instance", "running", "serve"]
 
 _NUM_RAY_STARTS = 3
 _POLL_SECONDS = 0.2
+_OF_CLIENTS = ("CARE_SWEEP_TOKEN", "CARE_SWEEP_TOKEN_PATH")
+_OF_THE_DATABASE = ("CARE_SWEEP_DATABASE_URL", "PG")
+"""How the names of settings begin that lead to the database, libpq's too."""
+
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -53,6 +57,13 @@ class Instance:
         self.runner = Part("runner", [sys.executable, "-m", "care_sweep.run.runner"], logs / "runner.log")
         self.ray: LocalRay | None = None
         self._environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
+        for name in _OF_CLIENTS:
+            self._environment.pop(name, None)
+
+    @property
+    def requires_tokens(self) -> bool:
+        """Whether the service refuses who shows none, as it says itself."""
+        return not answers(f"{self.url}/v1/search-spaces")
 
     @property
     def dashboard_url(self) -> str | None:
@@ -102,7 +113,7 @@ class Instance:
         if self.service.is_due:
             self.service.start(self._environment)
         if self.ray is not None and self.ray.is_due:
-            self.ray.start(self._environment)
+            self.ray.start(_for_trials(self._environment))
         if trouble is not None:
             self.runner.stop(grace_seconds=5)  # while Ray starts
         if self.ray is not None:
@@ -122,6 +133,11 @@ class Instance:
         """Whether all answer; the storage may be away for a while, and the service runs all the same."""
         is_ray_up = self.ray is None or self.ray.is_up
         return is_ray_up and self.runner.process is not None and answers(f"{self.url}/healthz")
+
+
+def _for_trials(environment: Mapping[str, str]) -> dict[str, str]:
+    """What Ray hands on to the processes of trials, which need no database."""
+    return {name: value for name, value in environment.items() if not name.startswith(_OF_THE_DATABASE)}
 
 
 def serve(
@@ -189,7 +205,10 @@ def _say_where(instance: Instance, *, as_json: bool) -> None:
         }
         print(json.dumps(where, default=str), flush=True)
         return
-    print(f"service    {instance.url}  (API documentation at {instance.url}/docs)")
+    if instance.requires_tokens:
+        print(f"service    {instance.url}  (it wants a token: `care-sweep token create NAME --scope submit`)")
+    else:
+        print(f"service    {instance.url}  (API documentation at {instance.url}/docs)")
     if instance.dashboard_url and instance.token_path:
         print(f"dashboard  {instance.dashboard_url}  log in with: cat {instance.token_path}")
     print(f"logs       {instance.log_directory}")

@@ -11,14 +11,17 @@ from types import FrameType
 import uvicorn
 
 from care_sweep.errors import DatabaseError, StorageError
+from care_sweep.log_lines import begin_logging
 from care_sweep.settings import Settings
 from care_sweep.store import Store, open_database
 from service.app import create_app
+from service.connections import ImpatientProtocol, allow_many, listen
 from service.origin import own_names
 
-__all__ = ["listen", "main"]
+__all__ = ["main"]
 
 _ANSWER_SECONDS = 4.0  # of the database, so that a request hears within 5 that it has none
+_log = logging.getLogger(__name__)
 _GRACE_SECONDS = 10  # for requests in flight; without it an open stream would hold the process for ever
 
 
@@ -40,29 +43,34 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket whose connections send at once: asyncio sets that only where it made the socket."""
-    listening = socket.create_server((host, port), backlog=2048)
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8484)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    begin_logging("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    allow_many()
     settings = Settings.from_environment()
     try:
         listening = listen(arguments.host, arguments.port)
         store = Store(open_database(settings.database_url, answer_seconds=_ANSWER_SECONDS))
-        app = create_app(settings, store, names=own_names(arguments.host, listening.getsockname()[0]))
+        address = listening.getsockname()[0]
+        names = own_names(arguments.host, address, settings.hosts)
+        requires_tokens = settings.requires_tokens(address)
+        if requires_tokens and not store.tokens.list():
+            _log.warning("there is no token yet: `care-sweep token create NAME --scope submit` makes one")
+        app = create_app(settings, store, names=names, requires_tokens=requires_tokens)
     except (OSError, OverflowError, DatabaseError, StorageError) as error:
         print(f"the service cannot start on {arguments.host}:{arguments.port}: {error}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS, lifespan="off"
+        app,
+        http=ImpatientProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        lifespan="off",
     )
     with contextlib.suppress(KeyboardInterrupt):
         _Server(config, app.state.closing).run(sockets=[listening])

@@ -13,6 +13,8 @@ from care_sweep.settings import Settings
 from care_sweep.storage import open_storage
 from care_sweep.store import Store
 from service import control, export, problems, surroundings, sweeps, trials
+from service.access import Access, authenticate, limit_strangers
+from service.headers import SecurityHeaders
 from service.origin import refuse_foreign_requests
 from service.readiness import Readiness
 from service.request import refuse_unfit_parameters
@@ -28,11 +30,19 @@ Errors are RFC 9457 problems (`application/problem+json`) that point at what is 
 _SENT = (SweepDocument, SweepChange, EnqueuedPoint, problems.ProblemDocument)
 
 
-def create_app(settings: Settings, store: Store, *, names: Collection[str] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    store: Store,
+    *,
+    names: Collection[str] | None = None,
+    requires_tokens: bool = False,
+) -> FastAPI:
     """The service over a store. Setting `app.state.closing` lets its endless streams end.
 
     Args:
         names: under which it may be called (`service.origin`); None for any.
+        requires_tokens: must be so wherever others than this machine's users can reach it. Then there is no
+            /docs, whose scripts come from elsewhere and would have the token that is typed in there.
 
     Raises:
         StorageError: the settings name an object store, and its library is not installed.
@@ -42,16 +52,25 @@ def create_app(settings: Settings, store: Store, *, names: Collection[str] | Non
         version=version("care-sweep"),
         description=_DESCRIPTION,
         separate_input_output_schemas=False,  # one schema serves the document and the answer that repeats it
+        docs_url=None if requires_tokens else "/docs",
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
+    app.add_middleware(SecurityHeaders, docs_url=app.docs_url)
     app.state.settings, app.state.store, app.state.names = settings, store, names
+    app.state.access = Access(
+        store.tokens, is_required=requires_tokens, requests_per_second=settings.requests_per_second
+    )
     app.state.storage = open_storage(settings.storage_uri)
     app.state.readiness = Readiness(store, app.state.storage)
     app.state.closing = threading.Event()
     problems.install(app)
-    checks = [Depends(refuse_foreign_requests), Depends(refuse_unfit_parameters)]
+    checks = [Depends(one) for one in (refuse_foreign_requests, authenticate, refuse_unfit_parameters)]
+    refusals = problems.answers(401, 421, 422, 429, 503)
     for router in (sweeps.router, control.router, trials.router, export.router, surroundings.router):
-        app.include_router(router, dependencies=checks, responses=problems.answers(421, 422))
+        app.include_router(router, dependencies=checks, responses=refusals)
+    checks = [Depends(limit_strangers), Depends(refuse_unfit_parameters)]  # a probe calls it as it likes
+    app.include_router(surroundings.health, dependencies=checks, responses=problems.answers(422, 429))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
 

@@ -5,11 +5,13 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import anyio
 from fastapi import Depends, HTTPException, Request
 
 __all__ = ["MAX_BODY_BYTES", "Body", "Sent", "described"]
 
 MAX_BODY_BYTES = 1024 * 1024
+_BODY_SECONDS = 30.0
 _MEDIA_TYPES = re.compile(r"application/([\w.-]+\+)?json|(application|text)/(x-)?yaml", re.IGNORECASE)
 
 
@@ -33,10 +35,15 @@ async def _read_body(request: Request) -> Sent:
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         raise _too_large()
     text = bytearray()
-    async for chunk in request.stream():
-        text += chunk
-        if len(text) > MAX_BODY_BYTES:
-            raise _too_large()
+    try:
+        with anyio.fail_after(_BODY_SECONDS):
+            async for chunk in request.stream():
+                text += chunk
+                if len(text) > MAX_BODY_BYTES:
+                    raise _too_large()
+    except TimeoutError:
+        detail = f"the body did not come within {_BODY_SECONDS:g} s"
+        raise HTTPException(408, detail, {"Connection": "close"}) from None
     return Sent(bytes(text))
 
 

@@ -56,7 +56,9 @@ def cancel(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld, response: 
     return _ended(store.control.cancel(sweep_id), storage, response)
 
 
-@router.patch("", responses={**_SOON, **answers(412, 413, 415, 422)}, openapi_extra=described("SweepChange"))
+@router.patch(
+    "", responses={**_SOON, **answers(408, 412, 413, 415, 422)}, openapi_extra=described("SweepChange")
+)
 def change(
     sweep_id: SweepId, body: Body, store: StoreHeld, response: Response, if_match: _IfMatch = None
 ) -> Sweep:
@@ -82,7 +84,7 @@ def delete(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld) -> None:
 @router.post(
     "/trials",
     status_code=202,
-    responses=answers(403, 404, 409, 413, 415, 422, 503, 507),
+    responses=answers(403, 404, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=described("EnqueuedPoint"),
 )
 def enqueue(sweep_id: SweepId, body: Body, store: StoreHeld, response: Response) -> Sweep:

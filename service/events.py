@@ -1,8 +1,7 @@
 """What happens in a sweep, told as it happens: server-sent events from the store's outbox."""
 
 import logging
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import anyio
 from fastapi.concurrency import run_in_threadpool
@@ -20,15 +19,17 @@ _log = logging.getLogger(__name__)
 
 
 async def follow(
-    store: Store, sweep_id: str, after: int, closing: threading.Event
+    store: Store, sweep_id: str, after: int, is_over: Callable[[], Awaitable[bool]]
 ) -> AsyncIterator[ServerSentEvent]:
     """Every event of the sweep that comes after `after`, once and in order, until the sweep has ended.
 
-    A stream that ends for another reason (the service stops, the database is away) says so with a last
-    `retry` field: its reader comes back with Last-Event-ID and misses nothing.
+    A stream that ends for another reason (it is over, the database is away) says so with a last `retry`
+    field: its reader comes back with Last-Event-ID and misses nothing.
     """
-    while not closing.is_set():
+    while True:
         try:
+            if await is_over():
+                break
             ended, batch = await run_in_threadpool(_look, store, sweep_id, after)
         except DatabaseUnavailable as error:
             _log.error("events of sweep %s: %s", sweep_id, error)

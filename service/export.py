@@ -86,7 +86,6 @@ def _sent(path: Path, media_type: str) -> Response:
         "Content-Length": str(file.tell()),
         "Content-Disposition": f'attachment; filename="{path.name}"',
         "Repr-Digest": f"sha-256=:{digest}:",
-        "X-Content-Type-Options": "nosniff",
     }
     return StreamingResponse(_chunks(file), 200, headers, media_type=media_type)
 

@@ -2,9 +2,8 @@
 
 import logging
 import math
-import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -26,7 +25,7 @@ _UPLOAD_SECONDS = 5.0
 """The last lines of an attempt come to an object store after its end, but not so long after."""
 
 _MEDIA_TYPE = "text/plain; charset=utf-8"
-_AS_IT_COMES = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not hold it back
+_AS_IT_COMES = {"X-Accel-Buffering": "no"}  # proxies must not hold it back
 _log = logging.getLogger(__name__)
 
 LOG_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -59,14 +58,14 @@ class AttemptLog:
         if size is None:
             raise NotFound(f"attempt {self._attempt} of trial {self._trial.number} has logged nothing yet")
         start = min(after, size)
-        headers = {"Content-Length": str(size - start), "X-Content-Type-Options": "nosniff"}
+        headers = {"Content-Length": str(size - start)}
         content = self._storage.read(self._key, start, size)  # a running attempt appends meanwhile
         return StreamingResponse(content, 200, headers, media_type=_MEDIA_TYPE)
 
-    def followed(self, after: int, closing: threading.Event) -> Response:
+    def followed(self, after: int, is_over: Callable[[], Awaitable[bool]]) -> Response:
         """What comes after so many bytes, as it comes; 204 where nothing will.
 
-        The stream ends when the attempt has, when the service does, and where store or storage are away.
+        The stream ends when the attempt has, when it is over, and where store or storage are away.
 
         Raises:
             StorageError: the storage is out of reach or refuses.
@@ -74,22 +73,23 @@ class AttemptLog:
         content, is_all = self._look(after)
         if is_all and not content:
             return Response(status_code=204)
-        headers = {"X-Content-Type-Options": "nosniff", **_AS_IT_COMES}
-        stream = self._stream(content, is_all, after, closing)
-        return StreamingResponse(stream, 200, headers, media_type=_MEDIA_TYPE)
+        stream = self._stream(content, is_all, after, is_over)
+        return StreamingResponse(stream, 200, _AS_IT_COMES, media_type=_MEDIA_TYPE)
 
     async def _stream(
-        self, content: bytes, is_all: bool, after: int, closing: threading.Event
+        self, content: bytes, is_all: bool, after: int, is_over: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[bytes]:
         while True:
             if content:
                 after += len(content)
                 yield content
-            if is_all or closing.is_set():
+            if is_all:
                 return
             if len(content) < _CHUNK_BYTES:
                 await anyio.sleep(_POLL_SECONDS)
             try:
+                if await is_over():
+                    return
                 content, is_all = await run_in_threadpool(self._look, after)
             except (NotFound, StorageError):  # the sweep was deleted, or the storage is away and that is told
                 return

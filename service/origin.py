@@ -1,7 +1,8 @@
 """Does a request come from where it may? A web page that its reader opened must not command this service.
 
 On a loopback address only names of this machine are answered, so that a foreign name that was made to point
-here (DNS rebinding) reads nothing; and no page of another origin may change anything.
+here (DNS rebinding) reads nothing; and no page of another origin may change anything. On other addresses a
+page has no token to send; CARE_SWEEP_HOSTS names those that are answered.
 """
 
 from collections.abc import Collection
@@ -10,15 +11,21 @@ from urllib.parse import SplitResult, urlsplit
 
 from fastapi import HTTPException, Request
 
-__all__ = ["own_names", "refuse_foreign_requests"]
+__all__ = ["READS", "own_names", "refuse_foreign_requests"]
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_READS = ("GET", "HEAD", "OPTIONS")
+READS = ("GET", "HEAD", "OPTIONS")
 
 
-def own_names(host: str, address: str) -> Collection[str] | None:
-    """The names under which a service on `host`, bound to `address`, is called; None where any may be."""
-    return _LOOPBACK_NAMES | {host.lower()} if ip_address(address).is_loopback else None
+def own_names(host: str, address: str, allowed: Collection[str] = ()) -> Collection[str] | None:
+    """The names under which a service on `host`, bound to `address`, is called; None where any may be.
+
+    Args:
+        allowed: further ones, which a proxy may call it by. Off loopback, others are refused only then.
+    """
+    if not allowed and not ip_address(address).is_loopback:
+        return None
+    return _LOOPBACK_NAMES | {host.lower(), *allowed}
 
 
 async def refuse_foreign_requests(request: Request) -> None:
@@ -31,7 +38,7 @@ async def refuse_foreign_requests(request: Request) -> None:
     if names is not None and _authority(f"//{host}").hostname not in names:
         raise HTTPException(421, f"this service is not {host!r}; call it {', '.join(sorted(names))}")
     origin = request.headers.get("origin")
-    if origin is not None and request.method not in _READS and _authority(origin).netloc != host:
+    if origin is not None and request.method not in READS and _authority(origin).netloc != host:
         raise HTTPException(403, f"a page of {origin!r} may not change anything here")
 
 

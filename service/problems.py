@@ -33,6 +33,7 @@ from care_sweep.errors import (
     StorageError,
 )
 from care_sweep.store.trouble import in_words
+from service.headers import SECURITY_HEADERS
 
 __all__ = ["MEDIA_TYPE", "RETRY_AFTER", "ProblemDocument", "answers", "install"]
 
@@ -126,7 +127,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     detail = str(error.detail)
     if detail == phrase and error.status_code == 404:
-        detail = f"there is no {request.url.path}; /docs lists what there is"
+        detail = f"there is no {request.url.path}; /openapi.json lists what there is"
     elif detail == phrase and error.status_code == 405:
         allowed = ", ".join(_methods(request))
         detail = f"{request.method} is not for {request.url.path}; use {allowed}"
@@ -153,7 +154,7 @@ async def _disk(request: Request, error: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, _: Exception) -> Response:
-    """A bug of ours; Starlette logs its traceback once this is sent."""
+    """A bug of ours; Starlette logs its traceback once this is sent, past the middleware."""
     return _answer(request, 500, "Internal error", "a bug in care-sweep; the log of the service has more")
 
 
@@ -175,4 +176,4 @@ def _answer(
     }
     # A refused document may hold half a surrogate pair, which UTF-8 cannot write.
     content = json.dumps(document, ensure_ascii=False).encode(errors="replace")
-    return Response(content, status, dict(headers or {}), MEDIA_TYPE)
+    return Response(content, status, {**SECURITY_HEADERS, **(headers or {})}, MEDIA_TYPE)

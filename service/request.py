@@ -1,6 +1,5 @@
-"""What does every route need: the application's store, storage and settings, its end, and its parameters."""
+"""What does every route need: the store as its caller sees it, storage and settings, and its parameters."""
 
-import threading
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
@@ -12,10 +11,10 @@ from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.settings import Settings
 from care_sweep.storage import Storage
 from care_sweep.store import Store
+from service.access import CallerHeld
 from service.readiness import Readiness
 
 __all__ = [
-    "Closing",
     "PageSize",
     "PageToken",
     "ReadinessHeld",
@@ -51,9 +50,9 @@ def _refuse_unfit_parameters(request: Request) -> None:
 # What is only looked up is `async`: FastAPI sends every other dependency to a thread, at each request.
 
 
-async def _store(request: Request) -> Store:
+async def _store(request: Request, caller: CallerHeld) -> Store:
     store: Store = request.app.state.store
-    return store
+    return store.seen_by(caller)
 
 
 async def _settings(request: Request) -> Settings:
@@ -71,17 +70,10 @@ async def _readiness(request: Request) -> Readiness:
     return readiness
 
 
-async def _closing(request: Request) -> threading.Event:
-    closing: threading.Event = request.app.state.closing
-    return closing
-
-
 StoreHeld = Annotated[Store, Depends(_store)]
 SettingsHeld = Annotated[Settings, Depends(_settings)]
 StorageHeld = Annotated[Storage, Depends(_storage)]
 ReadinessHeld = Annotated[Readiness, Depends(_readiness)]
-Closing = Annotated[threading.Event, Depends(_closing)]
-"""Set once the process is told to end; a stream that would go on for ever looks at it."""
 
 SweepId = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="the id that a submission answered")

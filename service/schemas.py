@@ -72,6 +72,7 @@ class SweepSummary(BaseModel):
 
     id: str
     name: str
+    owner: str = Field(description="of the token that submitted it")
     state: SweepState
     reason: str | None
     message: str | None
@@ -89,6 +90,7 @@ class SweepSummary(BaseModel):
         return {
             "id": record.id,
             "name": record.name,
+            "owner": record.owner,
             "state": record.state,
             "reason": record.reason,
             "message": record.message,

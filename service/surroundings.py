@@ -10,9 +10,12 @@ from service.problems import RETRY_AFTER, answers
 from service.request import ReadinessHeld, StoreHeld
 from service.schemas import Cluster, SearchSpaces, Status
 
-__all__ = ["router"]
+__all__ = ["health", "router"]
 
 router = APIRouter()
+health = APIRouter(tags=["health"])
+"""What a probe asks, and so anybody may."""
+
 _VERSION = version("care-sweep")
 
 
@@ -28,20 +31,20 @@ def get_space(name: str) -> SearchSpace:
     return load_space(name)
 
 
-@router.get("/v1/cluster", tags=["cluster"], responses=answers(503))
+@router.get("/v1/cluster", tags=["cluster"])
 def cluster(store: StoreHeld) -> Cluster:
     """The Ray cluster as a runner last saw it, and where its dashboard is."""
     newest = next(iter(store.clusters()), None)
     return Cluster() if newest is None else Cluster.of(newest, store.clock())
 
 
-@router.get("/healthz", tags=["health"])
+@health.get("/healthz")
 def healthz() -> Status:
     """The process answers."""
     return Status(status="ok", version=_VERSION)
 
 
-@router.get("/readyz", tags=["health"], responses=answers(503))
+@health.get("/readyz", responses=answers(503))
 def readyz(readiness: ReadinessHeld) -> Status:
     """The process answers, and so do its database, which takes writes, and its storage."""
     troubles = list(readiness.troubles())

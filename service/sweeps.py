@@ -8,10 +8,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from care_sweep.spec import SweepState
 from service import artifacts, findings, submission
+from service.access import IsOver
 from service.body import Body, described
 from service.events import follow
 from service.problems import answers
-from service.request import Closing, PageSize, PageToken, SettingsHeld, StorageHeld, StoreHeld, SweepId
+from service.request import PageSize, PageToken, SettingsHeld, StorageHeld, StoreHeld, SweepId
 from service.schemas import Best, Resolved, Sweep, SweepPage, SweepSummary
 
 __all__ = ["router"]
@@ -39,7 +40,7 @@ _LastEventId = Annotated[
     responses={
         200: {"model": Resolved | Sweep, "description": "a key that was used before, or validate_only"},
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
-        **answers(403, 409, 413, 415, 422, 503, 507),
+        **answers(403, 408, 409, 413, 415, 422, 503, 507),
     },
     openapi_extra=described("SweepDocument"),
 )
@@ -114,11 +115,11 @@ def _sweep_exists(sweep_id: SweepId, store: StoreHeld) -> None:
 async def events(
     sweep_id: SweepId,
     store: StoreHeld,
-    closing: Closing,
+    is_over: IsOver,
     after: _Sequence = 0,
     last_event_id: _LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `id` is the sequence, `event` the kind. The stream ends when the sweep has."""
     seen = after if last_event_id is None else last_event_id
-    async for event in follow(store, sweep_id, seen, closing):
+    async for event in follow(store, sweep_id, seen, is_over):
         yield event

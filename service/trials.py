@@ -7,9 +7,10 @@ from fastapi.responses import PlainTextResponse
 
 from care_sweep.spec import TrialState
 from service import artifacts
+from service.access import IsOver
 from service.logs import LOG_RESPONSES, AttemptLog
 from service.problems import answers
-from service.request import Closing, PageSize, PageToken, StorageHeld, StoreHeld, SweepId, TrialNumber
+from service.request import PageSize, PageToken, StorageHeld, StoreHeld, SweepId, TrialNumber
 from service.schemas import Measurements, Trial, TrialDetail, TrialPage
 
 __all__ = ["router"]
@@ -49,7 +50,7 @@ def logs(
     number: TrialNumber,
     store: StoreHeld,
     storage: StorageHeld,
-    closing: Closing,
+    is_over: IsOver,
     attempt: Annotated[int | None, Query(ge=1, lt=2**31, description="the last one by default")] = None,
     after: Annotated[
         int, Query(ge=0, lt=2**63, description="leave out so many bytes; name the attempt with it")
@@ -62,7 +63,7 @@ def logs(
     """
     trial = store.trial(sweep_id, number)
     log = AttemptLog(store, storage, trial, attempt or trial.attempt)
-    return log.followed(after, closing) if follow else log.so_far(after)
+    return log.followed(after, is_over) if follow else log.so_far(after)
 
 
 @router.get("/{number}/checkpoint", response_class=Response, responses=artifacts.CHECKPOINT_RESPONSES)

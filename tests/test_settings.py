@@ -18,6 +18,7 @@ def test_defaults_lie_below_home(monkeypatch: pytest.MonkeyPatch) -> None:
         storage_uri=f"{home}/storage",
         data_roots=(home / "data",),
         url="http://127.0.0.1:8484",
+        token_path=home / "token",
         ray_address=None,
     )
     assert settings.download_directory == home / "datasets"
@@ -33,6 +34,10 @@ def test_each_setting_is_read() -> None:
             "CARE_SWEEP_URL": "http://gpu:1",
             "RAY_ADDRESS": "10.0.0.1:6379",
             "CARE_SWEEP_KEEP_CHECKPOINTS": "3",
+            "CARE_SWEEP_TOKEN_PATH": "/t",
+            "CARE_SWEEP_AUTH": "required",
+            "CARE_SWEEP_HOSTS": "Sweeps.example, ::1,",
+            "CARE_SWEEP_REQUESTS_PER_SECOND": "0.5",
         }
     )
     assert settings == Settings(
@@ -41,8 +46,12 @@ def test_each_setting_is_read() -> None:
         storage_uri="/s",
         data_roots=(Path("/a"), Path("/b")),
         url="http://gpu:1",
+        token_path=Path("/t"),
         ray_address="10.0.0.1:6379",
         num_checkpoints_kept=3,
+        auth="required",
+        hosts=("sweeps.example", "::1"),
+        requests_per_second=0.5,
     )
 
 
@@ -53,8 +62,26 @@ def test_the_best_checkpoint_is_always_kept(number: str) -> None:
     assert Settings.from_environment({"CARE_SWEEP_KEEP_CHECKPOINTS": "all"}).num_checkpoints_kept is None
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("AUTH", "none", "must be required, or auto"),
+        ("AUTH", "Required", "must be required, or auto"),
+        ("HOSTS", "https://sweeps.example", "names of hosts"),
+        ("HOSTS", "sweeps.example sweeps.other", "names of hosts"),
+        ("REQUESTS_PER_SECOND", "0", "above 0"),
+        ("REQUESTS_PER_SECOND", "-1", "above 0"),
+        ("REQUESTS_PER_SECOND", "nan", "above 0"),
+    ],
+)
+def test_what_guards_the_service_is_no_guess(name: str, given: str, words: str) -> None:
+    with pytest.raises(InvalidDocument, match=f"CARE_SWEEP_{name}: .*{words}"):
+        Settings.from_environment({f"CARE_SWEEP_{name}": given})
+
+
 def test_an_empty_setting_is_an_absent_one() -> None:
-    names = ("DATABASE_URL", "STORAGE_URI", "DATA_ROOTS", "URL", "KEEP_CHECKPOINTS")
+    names = ["DATABASE_URL", "STORAGE_URI", "DATA_ROOTS", "URL", "KEEP_CHECKPOINTS"]
+    names += ["TOKEN_PATH", "AUTH", "HOSTS", "REQUESTS_PER_SECOND"]
     empty = {f"CARE_SWEEP_{name}": "" for name in names} | {"RAY_ADDRESS": ""}
     given = Settings.from_environment({"CARE_SWEEP_HOME": "/h", **empty})
     assert given == Settings.from_environment({"CARE_SWEEP_HOME": "/h"})

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from care_sweep import supervise
 from care_sweep.errors import CareSweepError
 from care_sweep.local_ray import LocalRay, RayPorts, free_port
 from care_sweep.part import Part
@@ -108,6 +111,44 @@ def test_two_that_start_at_once_at_the_same_port_both_come_up(tmp_path: Path) ->
     with first.started() as one, second.started() as other:
         assert one.dashboard_url != other.dashboard_url
         assert (first.ray.is_up, second.ray.is_up) == (True, True)
+
+
+def test_each_part_has_what_it_needs_and_no_more(planned: _Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials inherit what Ray has; a client's token is nobody's here but the client's."""
+    client = {"CARE_SWEEP_TOKEN": "cs_secret", "CARE_SWEEP_TOKEN_PATH": "/a/token"}
+    database = {"CARE_SWEEP_DATABASE_URL": "postgresql://me:hunter2@db/care", "PGPASSWORD": "hunter3"}
+    storage = {"AWS_ACCESS_KEY_ID": "a-key"}
+    for name, value in {**client, **database, **storage}.items():
+        monkeypatch.setenv(name, value)
+    again = _Planned(planned.gate.parent / "again")
+    with again.started() as instance:
+        found = {
+            part.name: Path(f"/proc/{_pid(part)}/environ").read_bytes().decode().split("\0")
+            for part in (instance.service, instance.runner, again.ray)
+        }
+    given = {
+        name: {key for key in (*client, *database, *storage) if any(e.startswith(f"{key}=") for e in entries)}
+        for name, entries in found.items()
+    }
+    assert given == {
+        "service": {*database, *storage},
+        "runner": {*database, *storage},
+        "ray": set(storage),
+    }
+
+
+@pytest.mark.parametrize("requires_tokens", [True, False])
+def test_serve_says_how_a_token_is_made_where_one_is_wanted(
+    requires_tokens: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where: Any = SimpleNamespace(
+        url="http://here", dashboard_url=None, token_path=None, log_directory="/logs"
+    )
+    where.requires_tokens = requires_tokens
+    supervise._say_where(where, as_json=False)
+    said = capsys.readouterr().out
+    assert ("care-sweep token create NAME --scope submit" in said) == requires_tokens
+    assert ("http://here/docs" in said) == (not requires_tokens)
 
 
 def test_a_service_that_is_killed_comes_back_each_time(planned: _Planned) -> None:

@@ -5,6 +5,7 @@
     sweeps       what is asked of a service: submit, list, show, watch, best, download, export, logs; spaces
     control      what is wanted of a sweep that is there: pause, resume, stop, cancel, extend, enqueue, delete
     database     what an operator does with the database: db upgrade, check, copy
+    access       who may ask a service, and who did what: token create, list, revoke; audit
     arguments    what words and files of the command line mean
     options      what all commands share
 
@@ -14,10 +15,10 @@ Rooms that load torch, Ray or SQL are imported inside the command that needs the
 # A module's commands join the app where it is imported, and `--help` lists them in that order.
 # isort: off
 from care_sweep.cli.options import app
-from care_sweep.cli import instance, training, sweeps, control, database
+from care_sweep.cli import instance, training, sweeps, control, database, access
 # isort: on
 
-__all__ = ["app", "control", "database", "instance", "main", "sweeps", "training"]
+__all__ = ["access", "app", "control", "database", "instance", "main", "sweeps", "training"]
 
 
 def main() -> None:

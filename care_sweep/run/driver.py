@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from care_sweep.errors import LeaseLost, RevisionMismatch
+from care_sweep.log_lines import begin_logging
 from care_sweep.run.patience import Complaints, outlast
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState, TrialState
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--sweep", required=True)
     parser.add_argument("--fencing-token", required=True, type=int)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    begin_logging("%(asctime)s %(levelname)s %(message)s")
     settings = Settings.from_environment()
     store = Store(open_database(settings.database_url))
     lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock, persist=outlast)

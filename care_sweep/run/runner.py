@@ -18,6 +18,7 @@ from pathlib import Path
 
 from care_sweep.errors import DatabaseUnavailable, LeaseLost, StorageError
 from care_sweep.layout import discard_all, discard_training_states, sweep_prefix
+from care_sweep.log_lines import begin_logging
 from care_sweep.run.cluster import await_cluster, connect, describe
 from care_sweep.run.driver import LEASE_LOST
 from care_sweep.run.patience import Complaints, outlast
@@ -298,7 +299,7 @@ def _last_line(log: Path) -> str:
 
 def main() -> int:
     """Run until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    begin_logging("%(asctime)s %(levelname)s %(message)s")
     settings = Settings.from_environment()
     if settings.ray_address is None:
         _LOG.error("RAY_ADDRESS is not set: `care-sweep serve` starts a local Ray and sets it")

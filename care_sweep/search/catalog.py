@@ -18,6 +18,7 @@ __all__ = ["load_space", "read_document", "resolve_sweep", "space_names"]
 
 _MAX_YAML_BYTES = 256 * 1024  # the YAML reader is written in Python: about 10 s a megabyte
 _MAX_JSON_BYTES = 1024 * 1024
+_MAX_DEPTH = 32  # of what a sweep nests there are 6
 
 
 def space_names() -> list[str]:
@@ -60,8 +61,8 @@ def read_document(text: bytes | str) -> Any:
     with the plain words of YAML 1.2 (core schema): `1e-3` is a number, `no` and `2026-01-01` are strings.
 
     Raises:
-        InvalidDocument: too large, empty, not UTF-8, malformed, a key that stands twice or is no string, an
-            anchor, alias or tag; with line and column.
+        InvalidDocument: too large or too deep, empty, not UTF-8, malformed, a key that stands twice or is no
+            string, an anchor, alias or tag; with line and column.
     """
     text = _decode(text)
     if not text.strip():
@@ -73,12 +74,26 @@ def read_document(text: bytes | str) -> Any:
         raise _refusal(f"is {size_bytes} bytes long; at most {limit} are read")
     try:
         document = _read_json(text) if is_json else _read_yaml(text)
+        if _is_deeper_than(_MAX_DEPTH, document):
+            raise RecursionError
         json.dumps(document, ensure_ascii=False).encode()
     except RecursionError:
-        raise _refusal("is nested too deeply") from None
+        raise _refusal(f"is nested too deeply; at most {_MAX_DEPTH} levels are read") from None
     except UnicodeEncodeError:
         raise _refusal("holds half of a surrogate pair, which is no character") from None
     return document
+
+
+def _is_deeper_than(limit: int, document: Any) -> bool:
+    level = [document]
+    for _ in range(limit):
+        level = [
+            child
+            for one in level
+            if isinstance(one, dict | list)
+            for child in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(one, dict | list) for one in level)
 
 
 @lru_cache(maxsize=64)

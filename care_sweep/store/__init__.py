@@ -1,30 +1,40 @@
-"""What must not be lost: sweeps, trials, measurements, events and leases, in one SQL database."""
+"""What must not be lost: sweeps, trials, measurements, events, leases and tokens, in one SQL database."""
 
 from care_sweep.store.database import open_database
 from care_sweep.store.lease import Lease
 from care_sweep.store.records import (
     AttemptRecord,
+    AuditRecord,
+    Caller,
     ClusterRecord,
     EventRecord,
     HoldRecord,
     MeasurementRecord,
     Page,
+    Scope,
     SweepRecord,
+    TokenRecord,
     TrialRecord,
     Wishes,
 )
 from care_sweep.store.sweeps import Store
+from care_sweep.store.tokens import Tokens
 
 __all__ = [
     "AttemptRecord",
+    "AuditRecord",
+    "Caller",
     "ClusterRecord",
     "EventRecord",
     "HoldRecord",
     "Lease",
     "MeasurementRecord",
     "Page",
+    "Scope",
     "Store",
     "SweepRecord",
+    "TokenRecord",
+    "Tokens",
     "TrialRecord",
     "Wishes",
     "open_database",

@@ -13,9 +13,10 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from care_sweep.errors import Conflict, NotFound, RevisionMismatch
 from care_sweep.spec import Scalar, SweepSpec, SweepState, TrialState
+from care_sweep.store.audit import note
 from care_sweep.store.database import writing
 from care_sweep.store.ending import add_event, end_sweep, end_trial, let_go
-from care_sweep.store.records import SweepRecord
+from care_sweep.store.records import Caller, SweepRecord
 from care_sweep.store.rows import sweep_of
 from care_sweep.store.schema import enqueued, sweeps, trials
 from care_sweep.store.transitions import Move, state_after
@@ -26,12 +27,14 @@ __all__ = ["Control"]
 class Control:
     """The wishes of users. Each method answers the sweep as it is then.
 
-    All raise `NotFound` where there is no such sweep, and `Conflict` where its state does not allow the move.
+    All raise `NotFound` where the caller sees no such sweep, and `Conflict` where its state does not allow
+    the move. What a caller did is noted in the audit log.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float], caller: Caller | None = None) -> None:
         self._engine = engine
         self._clock = clock
+        self._caller = caller
 
     def pause(self, sweep_id: str) -> SweepRecord:
         """Start nothing more; running trials stop at the end of their epoch and give back what they hold."""
@@ -105,7 +108,7 @@ class Control:
 
     def stop_trial(self, sweep_id: str, number: int) -> SweepRecord:
         """Have one open trial cancelled, at the end of its epoch if it runs."""
-        with self._moving(sweep_id, Move.STOP_TRIAL) as (connection, before):
+        with self._moving(sweep_id, Move.STOP_TRIAL, f"/trials/{number}") as (connection, before):
             this = (trials.c.sweep_id == sweep_id) & (trials.c.number == number)
             state = connection.execute(select(trials.c.state).where(this)).scalar()
             if state is None:
@@ -144,14 +147,16 @@ class Control:
         connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(values))
 
     @contextmanager
-    def _moving(self, sweep_id: str, move: Move) -> Iterator[tuple[Connection, SweepRecord]]:
-        """The sweep as it stands, locked."""
+    def _moving(self, sweep_id: str, move: Move, part: str = "") -> Iterator[tuple[Connection, SweepRecord]]:
+        """The sweep as it stands, locked; what is done to it, or to a part of it, is noted."""
         this = sweeps.c.id == sweep_id
         with writing(self._engine) as connection:
             connection.execute(select(sweeps.c.id).where(this).with_for_update())  # SQLite has locked it all
-            before = sweep_of(connection, sweep_id)
+            before = sweep_of(connection, sweep_id, self._caller)
             state_after(move, before.state)
             yield connection, before
+            outcome = connection.execute(select(sweeps.c.state).where(this)).scalar() or "DELETED"
+            note(connection, self._caller, move, sweep_id + part, outcome, self._clock())
 
 
 def _num_waiting(connection: Connection, sweep_id: str) -> int:

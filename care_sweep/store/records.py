@@ -2,23 +2,77 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from care_sweep.spec import CheckpointReference, Scalar, SweepSpec, SweepState, TrialState
 
 __all__ = [
     "AttemptRecord",
+    "AuditRecord",
+    "Caller",
     "ClusterRecord",
     "EventRecord",
     "HoldRecord",
     "MeasurementRecord",
     "Page",
+    "Scope",
     "SweepRecord",
+    "TokenRecord",
     "TrialRecord",
     "Wishes",
 ]
 
 _T = TypeVar("_T")
+
+
+class Scope(StrEnum):
+    """What a token may do; each includes those before it.
+
+    READ sees its owner's sweeps, SUBMIT makes and steers them, ADMIN sees and steers everybody's.
+    """
+
+    READ = "read"
+    SUBMIT = "submit"
+    ADMIN = "admin"
+
+    def includes(self, other: "Scope") -> bool:
+        scopes = list(Scope)
+        return scopes.index(self) >= scopes.index(other)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: the owner and scope of a token; without `token_id` whoever reaches what asks for no token."""
+
+    owner: str
+    scope: Scope
+    token_id: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A token as it is kept, without the secret; `expires_at` None is never."""
+
+    id: str
+    owner: str
+    scope: Scope
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """Who did what; `outcome` is the state that the subject had then."""
+
+    sequence: int
+    recorded_at: float
+    owner: str
+    token_id: str | None
+    action: str
+    subject: str
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +120,7 @@ class SweepRecord:
     revision: int
     active_seconds: float
     gpu_seconds: float
+    owner: str
     trial_counts: Mapping[TrialState, int]
 
 

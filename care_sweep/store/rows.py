@@ -3,21 +3,38 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, select, true
 
 from care_sweep.errors import NotFound
 from care_sweep.spec import CheckpointReference, SweepSpec, SweepState, TrialState
-from care_sweep.store.records import SweepRecord, TrialRecord
+from care_sweep.store.records import Caller, Scope, SweepRecord, TrialRecord
 from care_sweep.store.schema import sweeps, trials
 
-__all__ = ["counts_of_trials", "sweep_of", "sweep_record", "trial_record"]
+__all__ = ["counts_of_trials", "state_of", "sweep_of", "sweep_record", "trial_record", "visible_to"]
 
 
-def sweep_of(connection: Connection, sweep_id: str) -> SweepRecord:
-    """One sweep. Raises NotFound."""
-    row = connection.execute(select(sweeps).where(sweeps.c.id == sweep_id)).mappings().one_or_none()
+def visible_to(caller: Caller | None) -> ColumnElement[bool]:
+    """Which sweeps a caller may know of: its own; all of them an admin, and a runner, who is no caller."""
+    if caller is None or caller.scope is Scope.ADMIN:
+        return true()
+    return sweeps.c.owner == caller.owner
+
+
+def state_of(connection: Connection, sweep_id: str, caller: Caller | None) -> SweepState:
+    """Where a sweep that the caller may know of stands. Raises NotFound."""
+    query = select(sweeps.c.state).where(sweeps.c.id == sweep_id, visible_to(caller))
+    state = connection.execute(query).scalar()
+    if state is None:
+        raise _no_such(sweep_id)
+    return SweepState(state)
+
+
+def sweep_of(connection: Connection, sweep_id: str, caller: Caller | None = None) -> SweepRecord:
+    """One sweep that the caller may know of. Raises NotFound."""
+    query = select(sweeps).where(sweeps.c.id == sweep_id, visible_to(caller))
+    row = connection.execute(query).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"there is no sweep {sweep_id!r}")
+        raise _no_such(sweep_id)
     return sweep_record(row, counts_of_trials(connection, [sweep_id])[sweep_id])
 
 
@@ -42,6 +59,10 @@ def sweep_record(row: RowMapping | Mapping[str, Any], trial_counts: Mapping[Tria
     fields["spec"] = SweepSpec.model_validate(row["spec"])
     fields["state"] = SweepState(row["state"])
     return SweepRecord(**fields, trial_counts=trial_counts)
+
+
+def _no_such(sweep_id: str) -> NotFound:
+    return NotFound(f"there is no sweep {sweep_id!r}")
 
 
 def trial_record(row: RowMapping) -> TrialRecord:

@@ -18,8 +18,10 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "LOCAL_OWNER",
     "SCHEMA_VERSION",
     "attempts",
+    "audit",
     "clusters",
     "enqueued",
     "events",
@@ -27,11 +29,15 @@ __all__ = [
     "measurements",
     "metadata",
     "sweeps",
+    "tokens",
     "trials",
 ]
 
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 """The newest migration; a test holds it against `migrations/versions`."""
+
+LOCAL_OWNER = "local"
+"""Whose sweeps are those that a service took without asking for a token."""
 
 metadata = MetaData()
 
@@ -56,6 +62,8 @@ sweeps = Table(
     Column("revision", Integer, nullable=False, server_default="1"),
     Column("active_seconds", Float, nullable=False, server_default="0"),
     Column("gpu_seconds", Float, nullable=False, server_default="0"),
+    Column("owner", String(100), nullable=False, server_default=LOCAL_OWNER),
+    Index("sweeps_by_owner", "owner", "sequence"),
     sqlite_autoincrement=True,
 )
 
@@ -136,6 +144,7 @@ events = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
+    Column("owner", String(100), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("body_sha256", String(64), nullable=False),
     Column("sweep_id", ForeignKey("sweeps.id", ondelete="CASCADE"), nullable=False),
@@ -149,4 +158,29 @@ clusters = Table(
     Column("runner", String(200), primary_key=True),
     Column("report", JSON, nullable=False),
     Column("reported_at", Float, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("owner", String(100), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("recorded_at", Float, nullable=False),
+    Column("owner", String(100), nullable=False),
+    Column("token_id", String(12)),  # of a token, or none where none is asked for
+    Column("action", String(32), nullable=False),
+    Column("subject", String(100), nullable=False),  # no reference: it outlives what it tells of
+    Column("outcome", String(16), nullable=False),
+    sqlite_autoincrement=True,
 )

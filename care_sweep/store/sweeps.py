@@ -4,6 +4,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import fields
 from itertools import groupby
 from operator import itemgetter
@@ -14,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseBusy, IdempotencyKeyReused, NotFound, RequestUnderWay
 from care_sweep.spec import SweepSpec, SweepState, TrialState
+from care_sweep.store.audit import note
 from care_sweep.store.control import Control
 from care_sweep.store.database import reading, writing
 from care_sweep.store.ending import OPEN_STATES, add_event, no_earlier
@@ -21,6 +23,7 @@ from care_sweep.store.grouping import GroupedWrites
 from care_sweep.store.lease import Lease
 from care_sweep.store.records import (
     AttemptRecord,
+    Caller,
     ClusterRecord,
     EventRecord,
     HoldRecord,
@@ -30,8 +33,16 @@ from care_sweep.store.records import (
     TrialRecord,
     Wishes,
 )
-from care_sweep.store.rows import counts_of_trials, sweep_of, sweep_record, trial_record
+from care_sweep.store.rows import (
+    counts_of_trials,
+    state_of,
+    sweep_of,
+    sweep_record,
+    trial_record,
+    visible_to,
+)
 from care_sweep.store.schema import (
+    LOCAL_OWNER,
     attempts,
     clusters,
     enqueued,
@@ -41,6 +52,7 @@ from care_sweep.store.schema import (
     sweeps,
     trials,
 )
+from care_sweep.store.tokens import Tokens
 from care_sweep.store.transitions import Move, state_after, states_before
 
 __all__ = ["Store"]
@@ -55,13 +67,25 @@ class Store:
 
     Only the driver that holds a sweep's `Lease` writes its trials; the service writes submissions and wishes
     (cancel), a runner claims and reports its cluster. What a method returned from is durable.
+
+    A runner's store holds every sweep. The service asks as somebody (`seen_by`): others' sweeps are not there
+    then, and each deed is noted in the audit log.
     """
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         self.engine = engine
         self.clock = clock
         self.control = Control(engine, clock)
+        self.tokens = Tokens(engine, clock)
         self._grouped = GroupedWrites(engine)
+        self._caller: Caller | None = None
+
+    def seen_by(self, caller: Caller) -> "Store":
+        """The same store, as this caller may use it."""
+        seen = copy(self)
+        seen._caller = caller
+        seen.control = Control(self.engine, self.clock, caller)
+        return seen
 
     # --- written by the service ---
 
@@ -70,8 +94,8 @@ class Store:
     ) -> tuple[SweepRecord, bool]:
         """Accept a sweep; the key commits with it. Returns the sweep and whether it is new.
 
-        The same key and body within 24 hours answer the sweep that was accepted the first time. While that is
-        being accepted they wait, as long as the engine waits for a lock.
+        The same key and body of one owner within 24 hours answer the sweep that was accepted the first time.
+        While that is being accepted they wait, as long as the engine waits for a lock.
 
         Raises:
             IdempotencyKeyReused: the key was used with another body.
@@ -99,7 +123,7 @@ class Store:
         """
         with reading(self.engine) as connection:
             known = self._by_key(connection, idempotency_key, body_sha256)
-            return None if known is None else sweep_of(connection, known)
+            return None if known is None else sweep_of(connection, known, self._caller)
 
     # --- written by a runner ---
 
@@ -168,12 +192,12 @@ class Store:
     def sweep(self, sweep_id: str) -> SweepRecord:
         """One sweep. Raises NotFound."""
         with reading(self.engine) as connection:
-            return sweep_of(connection, sweep_id)
+            return sweep_of(connection, sweep_id, self._caller)
 
     def state(self, sweep_id: str) -> SweepState:
         """Where a sweep stands, without the rest of it. Raises NotFound."""
         with reading(self.engine) as connection:
-            return self._state(connection, sweep_id)
+            return state_of(connection, sweep_id, self._caller)
 
     def wishes(self, sweep_id: str, *, seen: int) -> Wishes | None:
         """What users want of a sweep, or None where nothing has been said since the revision `seen`.
@@ -218,7 +242,7 @@ class Store:
             ValueError: the token is not one that this method gave.
         """
         order = sweeps.c.sequence.asc() if oldest_first else sweeps.c.sequence.desc()
-        query = select(sweeps).order_by(order).limit(page_size + 1)
+        query = select(sweeps).where(visible_to(self._caller)).order_by(order).limit(page_size + 1)
         if states:
             query = query.where(sweeps.c.state.in_(list(states)))
         if page_token is not None:
@@ -252,7 +276,7 @@ class Store:
         if page_size is not None:
             query = query.limit(page_size + 1)
         with reading(self.engine) as connection:
-            self._state(connection, sweep_id)
+            state_of(connection, sweep_id, self._caller)
             rows = connection.execute(query).mappings().all()
         more = page_size is not None and len(rows) > page_size
         shown = rows[:page_size] if more else rows
@@ -261,7 +285,7 @@ class Store:
     def trial(self, sweep_id: str, number: int) -> TrialRecord:
         """One trial. Raises NotFound."""
         with reading(self.engine) as connection:
-            self._state(connection, sweep_id)
+            state_of(connection, sweep_id, self._caller)
             query = _TRIALS.where(trials.c.sweep_id == sweep_id, trials.c.number == number)
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -282,7 +306,7 @@ class Store:
             .order_by(attempts.c.attempt)
         )
         with reading(self.engine) as connection:
-            self._state(connection, sweep_id)
+            state_of(connection, sweep_id, self._caller)
             return [AttemptRecord(**row) for row in connection.execute(query).mappings()]
 
     def measurements(
@@ -313,7 +337,7 @@ class Store:
         if after is not None:
             query = query.where(tuple_(measurements.c.trial_number, measurements.c.epoch) > after)
         with reading(self.engine) as connection:
-            self._state(connection, sweep_id)
+            state_of(connection, sweep_id, self._caller)
             return [MeasurementRecord(**row) for row in connection.execute(query.limit(limit)).mappings()]
 
     def trained_seconds(self, sweep_id: str) -> Mapping[int, float]:
@@ -340,7 +364,7 @@ class Store:
         )
         found: dict[int, dict[int, float]] = {}
         with reading(self.engine) as connection:
-            self._state(connection, sweep_id)
+            state_of(connection, sweep_id, self._caller)
             rows = connection.execution_options(yield_per=_ROWS_AT_A_TIME).execute(query)
             for number, epoch, metrics in rows:
                 if metric in metrics:
@@ -360,7 +384,7 @@ class Store:
             .limit(limit)
         )
         with reading(self.engine) as connection:
-            self._state(connection, sweep_id)
+            state_of(connection, sweep_id, self._caller)
             return [EventRecord(**row) for row in connection.execute(query).mappings()]
 
     def gpus_noted(self, sweep_id: str) -> float | None:
@@ -395,9 +419,14 @@ class Store:
 
     # --- helpers within a transaction ---
 
+    @property
+    def _owner(self) -> str:
+        return LOCAL_OWNER if self._caller is None else self._caller.owner
+
     def _by_key(self, connection: Connection, key: str, body_sha256: str) -> str | None:
         is_kept = idempotency_keys.c.created_at >= self.clock() - _KEY_SECONDS
-        query = select(idempotency_keys).where(idempotency_keys.c.key == key, is_kept)
+        this = (idempotency_keys.c.owner == self._owner) & (idempotency_keys.c.key == key)
+        query = select(idempotency_keys).where(this, is_kept)
         row = connection.execute(query).mappings().one_or_none()
         if row is None:
             return None
@@ -416,7 +445,7 @@ class Store:
             self._drop_expired_keys(connection)
             known = self._by_key(connection, idempotency_key, body_sha256)
             if known is not None:
-                return sweep_of(connection, known), False
+                return sweep_of(connection, known, self._caller), False
         return self._insert(connection, spec, idempotency_key, body_sha256), True
 
     def _insert(
@@ -424,19 +453,15 @@ class Store:
     ) -> SweepRecord:
         sweep_id, now = secrets.token_hex(6), self.clock()
         row: dict[str, Any] = {"id": sweep_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
-        row |= {"state": SweepState.QUEUED, "created_at": now}
+        row |= {"state": SweepState.QUEUED, "created_at": now, "owner": self._owner}
         inserted = connection.execute(insert(sweeps).returning(sweeps), row).mappings().one()
         if idempotency_key is not None:
-            made = {"key": idempotency_key, "body_sha256": body_sha256, "sweep_id": sweep_id}
+            made = {"owner": self._owner, "key": idempotency_key, "body_sha256": body_sha256}
+            made |= {"sweep_id": sweep_id}
             connection.execute(insert(idempotency_keys), {**made, "created_at": now})
+        note(connection, self._caller, "submit", sweep_id, SweepState.QUEUED, now)
         add_event(connection, sweep_id, "sweep", {"state": SweepState.QUEUED}, now)
         return sweep_record({**inserted, "spec": spec}, {})
-
-    def _state(self, connection: Connection, sweep_id: str) -> SweepState:
-        state = connection.execute(select(sweeps.c.state).where(sweeps.c.id == sweep_id)).scalar()
-        if state is None:
-            raise NotFound(f"there is no sweep {sweep_id!r}")
-        return SweepState(state)
 
 
 def _under_way(idempotency_key: str | None) -> RequestUnderWay:

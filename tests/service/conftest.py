@@ -95,8 +95,8 @@ def http(settings: Settings, store: Store) -> Iterator[TestClient]:
 class ServiceProcess:
     """`python -m service`, by default on a free port; its store can be opened from here."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, host: str = "127.0.0.1", **further: str) -> None:
+        self.settings, self.host, self.further = settings, host, further
         self.log_path = settings.home / "service.log"
         self.start(port=0)
 
@@ -105,10 +105,11 @@ class ServiceProcess:
         environment["CARE_SWEEP_DATABASE_URL"] = self.settings.database_url
         for name in ("CARE_SWEEP_STORAGE_URI", "CARE_SWEEP_DATA_ROOTS"):
             environment.pop(name, None)
+        environment |= self.further
         started = time.monotonic()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "--port", str(port)],
+                [sys.executable, "-m", "service", "--host", self.host, "--port", str(port)],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -116,9 +117,9 @@ class ServiceProcess:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("listening on http://127.0.0.1:"), self.log_path.read_text()
+        assert line.startswith(f"listening on http://{self.host}:"), self.log_path.read_text()
         self.seconds_to_ready = time.monotonic() - started
-        self.url = line.split()[-1]
+        self.url = line.split()[-1].replace("0.0.0.0", "127.0.0.1")  # noqa: S104
 
     @property
     def resident_bytes(self) -> int:
@@ -149,11 +150,13 @@ class ServiceProcess:
 
 
 @contextmanager
-def service_process(home: Path, database_url: str = "") -> Iterator[ServiceProcess]:
-    """A real service; on SQLite in its home where no other database is named."""
+def service_process(
+    home: Path, database_url: str = "", *, host: str = "127.0.0.1", **further: str
+) -> Iterator[ServiceProcess]:
+    """A real service with further settings; on SQLite in its home where no other database is named."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {"CARE_SWEEP_HOME": str(home), "CARE_SWEEP_DATABASE_URL": database_url}
-    service = ServiceProcess(Settings.from_environment(environment))
+    service = ServiceProcess(Settings.from_environment(environment), host, **further)
     try:
         yield service
     finally:

@@ -169,9 +169,9 @@ def test_the_last_lines_come_to_an_object_store_after_the_end(
 
     lease, logs = _running(fabricate)
     lease.finish_trial(0, TrialState.FAILED)
-    ended_at = store.clock()
-    monkeypatch.setattr(store, "clock", lambda: ended_at)
-    wait = partial(monkeypatch.setattr, store, "clock", lambda: ended_at + 60)
+    now = {"seconds": store.clock()}
+    monkeypatch.setattr(store, "clock", lambda: now["seconds"])
+    wait = partial(now.update, seconds=now["seconds"] + 60)
     with _meanwhile(store, _writer(fabricate, lease, 4), wait):
         assert http.get(logs, params={"follow": True}).text == "".join(LINES), "by one who came after it"
 

@@ -21,7 +21,7 @@ from fabrication import Fabricator, document
 
 from care_sweep.spec import SweepState
 from care_sweep.store.database import writing
-from service.__main__ import listen
+from service.connections import listen
 
 
 def test_it_loads_neither_torch_nor_ray() -> None:

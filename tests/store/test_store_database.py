@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_migrations_build_what_the_schema_says(store: Store) -> None:
         assert context.get_current_revision() == SCHEMA_VERSION
 
 
-@pytest.mark.parametrize("release", ["0001", "0002"])
+@pytest.mark.parametrize("release", ["0001", "0002", "0003"])
 def test_every_released_schema_is_migrated_with_its_rows(database_url: str, release: str) -> None:
     """The rows are written as that release wrote them, by name."""
     engine = open_database(database_url)
@@ -76,13 +77,20 @@ def test_every_released_schema_is_migrated_with_its_rows(database_url: str, rele
             "INSERT INTO trials (sweep_id, number, parameters, is_baseline, state, attempt, last_epoch)"
             " VALUES ('abc', 0, '{}', FALSE, 'RUNNING', 2, 7)"
         )
+        key = (
+            "INSERT INTO idempotency_keys (key, body_sha256, sweep_id, created_at)"
+            " VALUES ('a key', 'a hash', 'abc', :now)"
+        )
+        connection.execute(text(key), {"now": time.time()})
     engine.dispose()
 
     engine = open_database(database_url)
     store = Store(engine)
     record, (trial,) = store.sweep("abc"), store.trials("abc").items
+    again = store.submitted("a key", "a hash")
     engine.dispose()
     assert (record.name, record.spec, record.revision, record.active_seconds) == ("old", spec(), 1, 0.0)
+    assert (record.owner, again) == ("local", record)
     assert (trial.state, trial.attempt, trial.last_epoch, trial.is_stop_requested) == ("RUNNING", 2, 7, False)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from care_sweep.errors import Conflict
 from care_sweep.spec import SweepState, TrialState
-from care_sweep.store import Store, open_database
+from care_sweep.store import Scope, Store, open_database
 from care_sweep.store.database import writing
 from care_sweep.store.maintenance import check, copy, table_hashes
 
@@ -36,6 +36,7 @@ def _lived_in(store: Store) -> None:
     record, _ = store.submit(spec("second"), idempotency_key="k", body_sha256="a")
     store.control.enqueue(record.id, PARAMETERS)
     store.report_cluster("runner", {"nodes": []})
+    store.tokens.create("alice", Scope.READ, expires_in_seconds=None)
 
 
 def test_a_copy_is_equal_and_lives_on(store: Store, target: Store) -> None:

@@ -10,7 +10,7 @@ from situations import spec
 from sqlalchemy import Engine, event, insert
 
 from care_sweep.spec import TrialState
-from care_sweep.store import Store, open_database
+from care_sweep.store import Caller, Scope, Store, open_database
 from care_sweep.store.database import writing
 from care_sweep.store.schema import measurements, trials
 
@@ -28,6 +28,8 @@ READS: Mapping[str, Callable[[Store, str], object]] = {
     "the GPUs of a trial": lambda store, sweep: store.gpus_noted(sweep),
     "the last measurement": lambda store, sweep: store.last_measurement(sweep),
     "a key": lambda store, _: store.submitted("a key", "a hash"),
+    "an owner's sweeps": lambda store, _: store.seen_by(Caller("local", Scope.READ)).sweeps(),
+    "a token": lambda store, _: store.tokens.caller("cs_unknown"),
 }
 
 

@@ -1,0 +1,173 @@
+"""Who asks, and may they? Each request is of a token's owner, within its scope and its rate.
+
+Where no token is required, which is on a loopback address alone, everybody is one owner who may do all.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Annotated, NoReturn
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from care_sweep.store import Caller, Scope, Tokens
+from care_sweep.store.schema import LOCAL_OWNER
+from service.origin import READS
+from service.rate import RateLimiter
+
+__all__ = ["Access", "CallerHeld", "IsOver", "authenticate", "limit_strangers"]
+
+_REMEMBERED_SECONDS = 2.0
+"""So long is a token not looked up again, and so long at most does a revoked one still open."""
+
+_BURST_SECONDS = 10.0  # so many seconds' requests may come at once
+_WANTED = (
+    "this service wants a token, as in `Authorization: Bearer cs_...`: client and command line send the one "
+    "in CARE_SWEEP_TOKEN, and `care-sweep token create` where the service runs makes one"
+)
+_REFUSED = "the token is unknown, has expired or was revoked; `care-sweep token create` makes a new one"
+_EVERYBODY = Caller(LOCAL_OWNER, Scope.ADMIN)
+_log = logging.getLogger(__name__)
+
+
+class Access:
+    """The tokens of a service. Used from its event loop, which never waits for the database in here."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        is_required: bool,
+        requests_per_second: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.is_required = is_required
+        self._tokens = tokens
+        self._monotonic = monotonic
+        self._remembered: dict[str, tuple[Caller, float]] = {}
+        burst = max(1.0, requests_per_second * _BURST_SECONDS)
+        self._limiter = RateLimiter(requests_per_second, burst=burst, monotonic=monotonic)
+
+    async def admit(self, token: str | None, peer: str) -> Caller:
+        """Who sends a request with this token, or without one, from this address.
+
+        An address that shows no good token is held to the rate of one, before anything is looked up for it;
+        tokens that were good before do not suffer for others at their address, which may be a proxy's.
+
+        Raises:
+            HTTPException: 401, it is nobody's; 429, it comes too soon.
+            DatabaseUnavailable: nobody knows at present.
+        """
+        if not self.is_required:
+            return _EVERYBODY
+        if token not in self._remembered:
+            _require(self._limiter.delay(peer))
+        caller = None if token is None else self._known(token) or await self._look_up(token)
+        if caller is None:
+            self._limiter.take(peer)
+            challenge = "Bearer" if token is None else 'Bearer error="invalid_token"'
+            raise HTTPException(401, _REFUSED if token else _WANTED, {"WWW-Authenticate": challenge})
+        _require(self._limiter.take(f"token {caller.token_id}"))
+        return caller
+
+    def limit(self, peer: str) -> None:
+        """Hold an address to the rate, where anybody may ask. Raises HTTPException 429."""
+        if self.is_required:
+            _require(self._limiter.take(peer))
+
+    async def still_opens(self, token: str | None) -> bool:
+        """Whether a token that opened something would open it still."""
+        if not self.is_required:
+            return True
+        return token is not None and (self._known(token) or await self._look_up(token)) is not None
+
+    def _known(self, token: str) -> Caller | None:
+        caller, looked_up_at = self._remembered.get(token, (None, 0.0))
+        return caller if self._monotonic() - looked_up_at < _REMEMBERED_SECONDS else None
+
+    async def _look_up(self, token: str) -> Caller | None:
+        asked_at = self._monotonic()
+        caller = await run_in_threadpool(self._tokens.caller, token)
+        if caller is None:
+            self._remembered.pop(token, None)
+        else:
+            self._remembered[token] = (caller, asked_at)
+        return caller
+
+
+def _require(delay: float) -> None:
+    if delay > 0:
+        seconds = math.ceil(delay)
+        raise HTTPException(
+            429, f"too many requests; try again in {seconds} s", {"Retry-After": str(seconds)}
+        )
+
+
+_bearer = HTTPBearer(auto_error=False, description="what `care-sweep token create` printed")
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+async def authenticate(request: Request, credentials: _Credentials) -> Caller:
+    """A dependency: who asks. A request that changes something needs the scope `submit`.
+
+    Raises:
+        HTTPException: 401, 403 or 429.
+        DatabaseUnavailable: nobody knows at present.
+    """
+    access: Access = request.app.state.access
+    token = None if credentials is None else credentials.credentials
+    try:
+        caller = await access.admit(token, _peer(request))
+    except HTTPException as error:
+        if error.status_code == 401:
+            _log.warning("refused 401: %s %s, from %s", request.method, request.url.path, _peer(request))
+        raise
+    wanted = Scope.READ if request.method in READS else Scope.SUBMIT
+    if not caller.scope.includes(wanted):
+        _refuse(request, caller, wanted)
+    return caller
+
+
+CallerHeld = Annotated[Caller, Depends(authenticate)]
+
+
+def _refuse(request: Request, caller: Caller, wanted: Scope) -> NoReturn:
+    who = f"{caller.owner} (token {caller.token_id})"
+    _log.warning("refused 403: %s %s, by %s", request.method, request.url.path, who)
+    detail = f"the scope of this token is {caller.scope}, and this needs {wanted}"
+    challenge = f'Bearer error="insufficient_scope", scope="{wanted}"'
+    raise HTTPException(403, detail, {"WWW-Authenticate": challenge})
+
+
+async def limit_strangers(request: Request) -> None:
+    """A dependency of what answers without a token. Raises HTTPException 429."""
+    access: Access = request.app.state.access
+    access.limit(_peer(request))
+
+
+async def _is_over(request: Request, credentials: _Credentials) -> Callable[[], Awaitable[bool]]:
+    access: Access = request.app.state.access
+    token = None if credentials is None else credentials.credentials
+
+    async def is_over() -> bool:
+        return request.app.state.closing.is_set() or not await access.still_opens(token)
+
+    return is_over
+
+
+IsOver = Annotated[Callable[[], Awaitable[bool]], Depends(_is_over)]
+"""Asked by what would stream for ever: whether the process is told to end, or the token opens no more."""
+
+
+def _peer(request: Request) -> str:
+    """The address of the other end; of IPv6 the network, for a host there has 2^64 addresses."""
+    host = "unknown" if request.client is None else request.client.host
+    try:
+        address = ip_address(host)
+    except ValueError:  # a socket of another kind, or a test's
+        return host
+    return str(IPv6Network((address, 64), strict=False)) if isinstance(address, IPv6Address) else host
