@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from curves import Recording
     from virtual_sweep import Ended
 
-_METHODS: dict[str, tuple[bool, bool]] = {  # whether points are random, whether trials are stopped early
-    "random at full length": (True, False),
-    "TPE at full length": (False, False),
-    "ASHA + random": (True, True),
-    "ASHA + TPE": (False, True),
-}
 _CONTROL = "random at full length"
 _BUDGETS = (4, 8, 16)
 """Full-length runs in whose time methods are compared."""
@@ -62,8 +56,13 @@ def _arguments() -> argparse.Namespace:
     replaying.add_argument("--seeds", type=int, default=50, help="so many sweeps of each method")
     replaying.add_argument("--workers", type=int, default=4, help="trials at a time")
     replaying.add_argument("--within", type=float, default=0.5, help="points of the best recorded")
-    replaying.add_argument("--grace-epochs", type=int, default=1)
-    replaying.add_argument("--reduction-factor", type=int, default=4)
+    replaying.add_argument(
+        "--early-stopping",
+        nargs="+",
+        default=["5/4"],
+        metavar="GRACE/FACTOR",
+        help="grace epochs and reduction factors to try; the service's are 5/4",
+    )
     replaying.add_argument("--json", type=Path, help="where the figures are written")
     return parser.parse_args()
 
@@ -91,37 +90,36 @@ def _record(arguments: argparse.Namespace) -> None:
 def replay(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every method under every seed; methods are compared seed by seed."""
     from curves import read
-    from virtual_sweep import seconds_until
 
     recording = read(arguments.curves)
     facts = _facts(recording, arguments.within / 100)
-    sweeps = {name: _sweeps(recording, name, arguments) for name in _METHODS}
-    reached = {
-        name: [seconds_until(ended, facts["target"]) for ended in found] for name, found in sweeps.items()
-    }
-    spent = {  # a sweep that did not get there has spent at least all of its time
-        name: [
-            ended[-1].spent_seconds if seconds is None else seconds
-            for seconds, ended in zip(reached[name], found, strict=True)
-        ]
-        for name, found in sweeps.items()
-    }
-    methods = {}
-    for name, found in sweeps.items():
-        ratios = [control / own for control, own in zip(spent[_CONTROL], spent[name], strict=True)]
-        methods[name] = {
-            "num_reached": sum(seconds is not None for seconds in reached[name]),
-            "seconds_by_seed": spent[name],
-            "seconds": _quartiles(spent[name]),
-            "control_over_this": _quartiles(ratios),
-            "points_below_best": {
-                str(budget): _quartiles(_below(found, facts, budget)) for budget in _BUDGETS
-            },
-        }
-    options = {
-        name: value for name, value in vars(arguments).items() if name not in ("what", "curves", "json")
-    }
+    sweeps = {_CONTROL: _sweeps(recording, arguments, None, is_random=True)}
+    sweeps["TPE at full length"] = _sweeps(recording, arguments, None, is_random=False)
+    for rungs in arguments.early_stopping:
+        sweeps[f"ASHA {rungs} + random"] = _sweeps(recording, arguments, rungs, is_random=True)
+        sweeps[f"ASHA {rungs} + TPE"] = _sweeps(recording, arguments, rungs, is_random=False)
+    options = {name: getattr(arguments, name) for name in ("seeds", "workers", "within", "early_stopping")}
+    methods = {name: _outcome(found, sweeps[_CONTROL], facts) for name, found in sweeps.items()}
     return {"arguments": options, "recording": facts, "methods": methods}
+
+
+def _outcome(
+    sweeps: "Sequence[Sequence[Ended]]", control: "Sequence[Sequence[Ended]]", facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a method spent; a sweep that never got there is infinitely far."""
+    from virtual_sweep import seconds_until
+
+    own, theirs = (
+        [seconds_until(ended, facts["target"]) or math.inf for ended in found] for found in (sweeps, control)
+    )
+    budgets = {str(budget): _quartiles(_below(sweeps, facts, budget)) for budget in _BUDGETS}
+    return {
+        "num_reached": sum(math.isfinite(seconds) for seconds in own),
+        "seconds_by_seed": [seconds if math.isfinite(seconds) else None for seconds in own],
+        "seconds": _quartiles(own),
+        "control_over_this": _quartiles([there / here for there, here in zip(theirs, own, strict=True)]),
+        "points_below_best": budgets,
+    }
 
 
 def _facts(recording: "Recording", within: float) -> dict[str, Any]:
@@ -151,24 +149,21 @@ def _facts(recording: "Recording", within: float) -> dict[str, Any]:
     }
 
 
-def _sweeps(recording: "Recording", method: str, arguments: argparse.Namespace) -> "list[list[Ended]]":
+def _sweeps(
+    recording: "Recording", arguments: argparse.Namespace, rungs: str | None, *, is_random: bool
+) -> "list[list[Ended]]":
     from virtual_sweep import Pool, Search, simulate
 
     from care_sweep.spec import EarlyStopping, SweepSpec
 
-    space = recording.space
-    is_random, is_stopped = _METHODS[method]
-    stopping = EarlyStopping(grace_epochs=arguments.grace_epochs, reduction_factor=arguments.reduction_factor)
+    space, early_stopping = recording.space, None
+    if rungs is not None:
+        grace_epochs, reduction_factor = map(int, rungs.split("/"))
+        early_stopping = EarlyStopping(grace_epochs=grace_epochs, reduction_factor=reduction_factor)
     epochs = SweepSpec(name=space.name, space=space, num_trials=1).epochs
     found = []
     for seed in range(arguments.seeds):
-        search = Search(
-            space,
-            seed,
-            is_random=is_random,
-            early_stopping=stopping if is_stopped else None,
-            epochs=epochs,
-        )
+        search = Search(space, seed, is_random=is_random, early_stopping=early_stopping, epochs=epochs)
         found.append(simulate(Pool(space, recording.curves), search, arguments.workers))
     return found
 
@@ -185,10 +180,12 @@ def _below(sweeps: "Sequence[Sequence[Ended]]", facts: Mapping[str, Any], budget
     return [100 * (facts["best"] - (facts["worst"] if best is None else best)) for best in found]
 
 
-def _quartiles(values: Sequence[float]) -> dict[str, float]:
-    from side_by_side import quartiles
-
-    return dict(zip(_QUARTILES, quartiles(values), strict=True))
+def _quartiles(values: Sequence[float]) -> dict[str, float | None]:
+    """Without interpolation, the upper value where two are as near; None: infinite."""
+    ordered = sorted(values)
+    found = [ordered[math.ceil(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75)]
+    finite = [value if math.isfinite(value) else None for value in found]
+    return dict(zip(_QUARTILES, finite, strict=True))
 
 
 def _rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
@@ -206,7 +203,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def _text(report: Mapping[str, Any]) -> str:
-    from side_by_side import spread, table
+    from side_by_side import table
 
     facts = report["recording"]
     head = (
@@ -220,16 +217,21 @@ def _text(report: Mapping[str, Any]) -> str:
         {
             "search": name,
             "seeds there": f"{found['num_reached']} of {report['arguments']['seeds']}",
-            "seconds until there": spread(found["seconds"]),
-            "control over this": spread(found["control_over_this"]),
+            "seconds until there": _spread(found["seconds"]),
+            "control over this": _spread(found["control_over_this"]),
             **{
-                f"points below the best after {budget} full lengths": spread(points)
+                f"points below the best after {budget} full lengths": _spread(points)
                 for budget, points in found["points_below_best"].items()
             },
         }
         for name, found in report["methods"].items()
     ]
     return "\n\n".join([head, f"rank correlation of each epoch with the last: {correlations}", table(rows)])
+
+
+def _spread(found: Mapping[str, float | None]) -> str:
+    low, middle, high = ("never" if found[name] is None else f"{found[name]:.3g}" for name in _QUARTILES)
+    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def record(
         "seconds": "of one thread" if device.type == "cpu" else "of a GPU",
     }
     recording = _begun(file, {"command": command, **what, "machine": machine(device)})
+    recording.head["command"] = command  # with the number of runs that there will be
     if any(recording.head[name] != value for name, value in what.items()):
         raise SystemExit(f"{file} holds runs of other settings: use another file")
     engine = torch.quasirandom.SobolEngine(len(space.parameters), scramble=True, seed=seed)

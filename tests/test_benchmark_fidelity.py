@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from curves import Curve, Recording, point, read, values_at, write
-from fidelity import _rank_correlation
+from fidelity import _outcome, _quartiles, _rank_correlation
 from virtual_sweep import METRIC, Ended, Pool, Search, best_within, seconds_until, simulate
 
 from care_sweep.search.study import Study
@@ -146,6 +146,24 @@ def test_only_a_trial_at_full_length_gets_there() -> None:
     ]
 
 
+def test_a_sweep_that_never_gets_there_is_infinitely_far() -> None:
+    assert _quartiles([4.0, 1.0, 3.0, 2.0]) == {"lower_quartile": 2.0, "median": 3.0, "upper_quartile": 4.0}
+    there = [Ended(0, TrialState.COMPLETE, 2.0, 0.3), Ended(1, TrialState.COMPLETE, 6.0, 0.5)]
+    faster = [Ended(1, TrialState.COMPLETE, 2.0, 0.5)]
+    never = [Ended(0, TrialState.COMPLETE, 2.0, 0.3), Ended(1, TrialState.PRUNED, 3.0, None)]
+    facts = {"target": 0.45, "best": 0.5, "worst": 0.1, "full_length_seconds": 0.5}
+    found = _outcome([faster, never, faster], [there, there, there], facts)
+    assert found["num_reached"] == 2
+    assert found["seconds_by_seed"] == [2.0, None, 2.0]
+    assert found["seconds"] == {"lower_quartile": 2.0, "median": 2.0, "upper_quartile": None}
+    assert found["control_over_this"] == {"lower_quartile": 3.0, "median": 3.0, "upper_quartile": 3.0}
+    below = found["points_below_best"]
+    assert below["4"]["median"] == 0.0  # after 2 s
+    assert below["4"]["upper_quartile"] == pytest.approx(20.0)
+    late = _outcome([there], [there], {**facts, "full_length_seconds": 0.4})
+    assert late["points_below_best"]["4"]["median"] == pytest.approx(40.0)  # after 1.6 s: as the worst
+
+
 def test_ranks_correlate() -> None:
     assert _rank_correlation([0.1, 0.2, 0.9], [1.0, 2.0, 3.0]) == pytest.approx(1.0)
     assert _rank_correlation([3.0, 2.0, 1.0], [1.0, 2.0, 9.0]) == pytest.approx(-1.0)
@@ -237,7 +255,7 @@ def test_replay_tells_what_was_spent_until_near_the_best(tmp_path: Path) -> None
     }
     write(file, Recording(head, curves))
     assert read(file) == Recording(head, curves)
-    options = ["--seeds", "5", "--workers", "1", "--json", str(figures)]
+    options = ["--seeds", "5", "--workers", "1", "--early-stopping", "1/2", "--json", str(figures)]
     done = _run("replay", "--curves", str(file), *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(figures.read_text())
@@ -248,7 +266,7 @@ def test_replay_tells_what_was_spent_until_near_the_best(tmp_path: Path) -> None
     assert set(control["seconds_by_seed"]) <= {3.0, 6.0, 9.0}
     assert control["control_over_this"]["median"] == 1.0
     assert control["num_reached"] == 5
-    assert "| ASHA + TPE | 5 of 5 | " in done.stdout
+    assert "| ASHA 1/2 + TPE | 5 of 5 | " in done.stdout
 
 
 @pytest.mark.slow
