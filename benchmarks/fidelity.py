@@ -49,11 +49,11 @@ def _arguments() -> argparse.Namespace:
     recording.add_argument("--data", default="cifar10", help="as a sweep's `dataset`")
     recording.add_argument("--space", default="fidelity-cifar10", help="a search space by its name")
     recording.add_argument("--images", type=int, default=1200, help="to train on; 0: all")
-    recording.add_argument("--runs", type=int, default=64)
+    recording.add_argument("--runs", type=int, default=80)
     recording.add_argument("--seed", type=int, default=0, help="of the points and of every training")
     replaying = commands.add_parser("replay", help="let sweeps run over recorded curves")
     replaying.add_argument("--curves", type=Path, required=True)
-    replaying.add_argument("--seeds", type=int, default=50, help="so many sweeps of each method")
+    replaying.add_argument("--seeds", type=int, default=20, help="so many sweeps of each method")
     replaying.add_argument("--workers", type=int, default=4, help="trials at a time")
     replaying.add_argument("--within", type=float, default=0.5, help="points of the best recorded")
     replaying.add_argument(
