@@ -133,10 +133,10 @@ _DATA: list[Dataset] = []  # of this process, read once
 def _begin(data: str, num_images: int, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     settings = Settings.from_environment(os.environ)
-    _DATA[:] = [_part(load_dataset(data, download_directory=settings.download_directory), num_images)]
+    _DATA[:] = [part_of(load_dataset(data, download_directory=settings.download_directory), num_images)]
 
 
-def _part(data: Dataset, num_images: int) -> Dataset:
+def part_of(data: Dataset, num_images: int) -> Dataset:
     """The dataset with `num_images` of its train images, equally many of each class, drawn by seed 0."""
     if num_images == 0:
         return data
