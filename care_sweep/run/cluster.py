@@ -37,11 +37,13 @@ def await_cluster(address: str) -> None:
 
 
 def connect(address: str) -> None:
-    """Join the cluster at `address` ("host:port"); never guess one, it could be a stranger's.
+    """Join the cluster at `address` ("host:port"), once; never guess one, it could be a stranger's.
 
     Raises:
         ConnectionError: nothing answers there, or the token is not the cluster's.
     """
+    if ray.is_initialized():
+        return
     ray.init(
         address=address,
         namespace="care-sweep",

@@ -1,7 +1,6 @@
 """Which sweeps run now? `python -m care_sweep.run.runner` claims them and watches their drivers."""
 
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -304,33 +303,46 @@ def main() -> int:
     if settings.ray_address is None:
         _LOG.error("RAY_ADDRESS is not set: `care-sweep serve` starts a local Ray and sets it")
         return 2
-    stop = threading.Event()
+    address, stop = settings.ray_address, threading.Event()
     store = Store(outlast(lambda: open_database(settings.database_url)))
-    await_cluster(settings.ray_address)
-    connect(settings.ray_address)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    await_cluster(address)
     runner = Runner(settings, store)
-    reporter = functools.partial(_report_cluster, runner.name, store)
-    reports = (reporter, _REPORT_SECONDS, stop, Complaints("the cluster could not be reported"))
-    threading.Thread(target=_repeat, args=reports, name="cluster", daemon=True).start()
+    sweeping = (runner.step, _POLL_SECONDS, stop, Complaints("the sweeps could not be looked after"))
+    sweeper = threading.Thread(target=_repeat, args=sweeping, name="sweeps")
+
+    def report() -> None:
+        """Nothing else of a runner needs Ray: its drivers load their libraries while it joins the cluster."""
+        connect(address)
+        _end_with_signals(stop)  # Ray has taken them for itself
+        store.report_cluster(runner.name, describe())
+
+    _end_with_signals(stop)
     threading.Thread(target=_tidy_up, args=(settings, store), name="tidying", daemon=True).start()
+    sweeper.start()
     _LOG.info("runner %s is ready", runner.name)
     try:
-        _repeat(runner.step, _POLL_SECONDS, stop, Complaints("the sweeps could not be looked after"))
+        _repeat(report, _REPORT_SECONDS, stop, Complaints("the cluster could not be reported"))
     finally:
+        stop.set()
+        sweeper.join()
         runner.close()
     return 0
 
 
+def _end_with_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+
 def _repeat(step: Callable[[], None], seconds: float, stop: threading.Event, complaints: Complaints) -> None:
-    while not stop.wait(seconds):
+    while not stop.is_set():
         try:
             step()
         except Exception as error:  # noqa: BLE001  (database and cluster may be away for a while)
             complaints.note(error)
         else:
             complaints.note(None)
+        stop.wait(seconds)
 
 
 def _tidy_up(settings: Settings, store: Store) -> None:
@@ -338,10 +350,6 @@ def _tidy_up(settings: Settings, store: Store) -> None:
         tidy_up(open_storage(settings.storage_uri), store)
     except Exception:  # noqa: BLE001  (the next start tries again)
         _LOG.exception("the storage could not be tidied up")
-
-
-def _report_cluster(name: str, store: Store) -> None:
-    store.report_cluster(name, describe())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Ray's own OptunaSearch, ASHAScheduler, checkpoints and restore are not used: see
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +25,14 @@ from care_sweep.spec import Measurement
 
 __all__ = ["capacity_of", "run_trials"]
 
+_MOST_PENDING = "1000"
+"""Of trials whose workers start; Tune's own limit is one, so that each waits until the one before it runs.
+The searcher proposes none beyond what the cluster holds."""
+
 
 def run_trials(conductor: Conductor, settings: Settings) -> None:
     """Run a sweep's trials on the connected Ray cluster until the conductor has no more."""
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", _MOST_PENDING)
     cpus, gpus = conductor.spec.resources.cpus_per_trial, choose_gpus(conductor, settings)
     conductor.gpus_per_trial = gpus
     searcher = _ConductedSearcher(conductor, {"CPU": cpus, "GPU": gpus}, settings)
