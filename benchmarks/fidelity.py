@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from curves import Recording
     from virtual_sweep import Ended
 
+_SPACE = Path(__file__).parent / "curves" / "fidelity-cifar10.yaml"
 _CONTROL = "random at full length"
 _BUDGETS = (4, 8, 16)
 """Full-length runs in whose time methods are compared."""
@@ -47,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     recording = commands.add_parser("record", help="train configurations at full length")
     recording.add_argument("--curves", type=Path, required=True, help="the file, begun or gone on with")
     recording.add_argument("--data", default="cifar10", help="as a sweep's `dataset`")
-    recording.add_argument("--space", default="fidelity-cifar10", help="a search space by its name")
+    recording.add_argument("--space", type=Path, default=_SPACE, help="a file with a search space")
     recording.add_argument("--images", type=int, default=1200, help="to train on; 0: all")
     recording.add_argument("--runs", type=int, default=80)
     recording.add_argument("--seed", type=int, default=0, help="of the points and of every training")
@@ -72,11 +73,11 @@ def _record(arguments: argparse.Namespace) -> None:
 
     kind, colon, _ = arguments.data.partition(":")
     data = f"{kind}:PATH" if colon else kind
-    options = f"--space {arguments.space} --images {arguments.images} --runs {arguments.runs}"
+    options = f"--space {arguments.space.name} --images {arguments.images} --runs {arguments.runs}"
     record(
         arguments.curves,
         data_name=arguments.data,
-        space_name=arguments.space,
+        space_file=arguments.space,
         num_images=arguments.images,
         num_runs=arguments.runs,
         seed=arguments.seed,

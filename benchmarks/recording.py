@@ -13,10 +13,11 @@ import torch
 from side_by_side import machine
 from study import part_of
 
+from care_sweep.documents import parse
 from care_sweep.errors import TrialCollapsed, TrialDiverged
 from care_sweep.learn.data import Dataset, load_dataset
 from care_sweep.learn.train import default_device, train
-from care_sweep.search.catalog import load_space
+from care_sweep.search.catalog import read_document
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, Scalar, SearchSpace, TrialConfig, TrialState
 
@@ -30,7 +31,7 @@ class _Enough(Exception):  # noqa: N818  (nothing is wrong)
 
 
 def record(
-    file: Path, *, data_name: str, space_name: str, num_images: int, num_runs: int, seed: int, command: str
+    file: Path, *, data_name: str, space_file: Path, num_images: int, num_runs: int, seed: int, command: str
 ) -> None:
     """Add to the file the runs that it lacks.
 
@@ -44,7 +45,7 @@ def record(
     device = default_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    space = load_space(space_name)
+    space = parse(SearchSpace, read_document(space_file.read_bytes()))
     data = _images(data_name, space, num_images)
     what = {
         "space": space.model_dump(mode="json", exclude_none=True),

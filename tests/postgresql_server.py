@@ -54,9 +54,11 @@ class PostgreSQLServer:
     def silent(self) -> Iterator[None]:
         """Connections are taken and nothing is answered, for the length of a `with`."""
         postmaster = psutil.Process(self._pid())
+        postmaster.suspend()  # first, so that it makes no child that is not seen
         processes = [postmaster, *postmaster.children(recursive=True)]
         for process in processes:
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
         try:
             yield
         finally:
