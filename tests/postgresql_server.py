@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,11 +55,10 @@ class PostgreSQLServer:
     def silent(self) -> Iterator[None]:
         """Connections are taken and nothing is answered, for the length of a `with`."""
         postmaster = psutil.Process(self._pid())
-        postmaster.suspend()  # first, so that it makes no child that is not seen
+        _suspend(postmaster)  # first, so that it makes no child that is not seen
         processes = [postmaster, *postmaster.children(recursive=True)]
         for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
+            _suspend(process)
         try:
             yield
         finally:
@@ -91,3 +91,11 @@ class PostgreSQLServer:
         server = self._server
         command = ("-w", "-D", str(self._folder), *arguments)
         pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user)
+
+
+def _suspend(process: psutil.Process) -> None:
+    """Return once it has stopped: what it is at in the kernel, such as a fork, it ends first."""
+    with suppress(psutil.NoSuchProcess):
+        process.suspend()
+        while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(0.001)
