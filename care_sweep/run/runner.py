@@ -120,7 +120,8 @@ class Runner:
             doubt = self._doubt(sweep)
             if doubt is _Doubt.GONE and (self._has_room() or _needs_no_driver(sweep)):
                 self._claim(sweep)
-            num_doubtful += doubt is not _Doubt.NONE
+            elif doubt is not _Doubt.NONE:
+                num_doubtful += 1
         num_free = self.max_active_sweeps - len(self._drivers) - num_doubtful
         for sweep in self.store.queued(limit=num_free) if num_free > 0 else ():
             self._claim(sweep)
@@ -198,6 +199,7 @@ class Runner:
         if status is None:
             if sweep.is_cancelled:
                 self._cancel(driver)
+                self._forget(driver)
             elif self._has_run_out(sweep, _HANG_SECONDS):
                 _LOG.warning("the driver of sweep %s hangs: it has not renewed its lease", sweep.id)
                 self._kill(driver)  # the next look replaces it
@@ -223,10 +225,9 @@ class Runner:
     def _discard_late_writes(self) -> None:
         """Of what workers wrote after their driver's end, delete what nobody wants any more."""
         while self._left and self.monotonic() - self._left[0][0] > _LATE_WRITE_SECONDS:
-            _, sweep_id = self._left.popleft()
-            if sweep_id in self._drivers:
-                continue
+            _, sweep_id = self._left[0]
             sweep = self.store.hold(sweep_id)
+            self._left.popleft()  # not before: the database may be away
             if sweep is None:
                 discard_all(self._storage, sweep_id)
             elif sweep.state.is_terminal:
@@ -237,7 +238,6 @@ class Runner:
         with contextlib.suppress(LeaseLost):
             driver.lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
         self._kill(driver)
-        self._forget(driver)
         discard_training_states(self._storage, sweep_prefix(driver.lease.sweep_id))
         _LOG.info("sweep %s was cancelled", driver.lease.sweep_id)
 
