@@ -99,15 +99,29 @@ class _Driver:
         return sorted(one.key.removeprefix(f"{TRIAL}/") for one in self.storage.list(TRIAL))
 
 
-def _metrics(heard: list[Measurement]) -> list[tuple[int, dict[str, float]]]:
+_Epoch = tuple[int, dict[str, float]]
+"""An epoch and its metrics."""
+
+
+def _metrics(heard: list[Measurement]) -> list[_Epoch]:
     return [(measurement.epoch, measurement.metrics) for measurement in heard]
 
 
+@pytest.fixture
+def uninterrupted(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[_Epoch]:
+    """What the trial measures in one attempt."""
+    driver = _Driver(str(tmp_path / "whole"), dataset, tmp_path, monkeypatch)
+    driver.run(attempt=1)
+    return _metrics(driver.heard)
+
+
 def test_an_attempt_goes_on_elsewhere_to_the_bit(
-    storage_uri: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: list[_Epoch],
+    storage_uri: str,
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = _Driver(str(tmp_path / "whole"), dataset, tmp_path, monkeypatch)
-    whole.run(attempt=1)
     driver = _Driver(storage_uri, dataset, tmp_path / "scratch", monkeypatch)
     driver.run(attempt=1, stop_after=3)
     assert {"attempt-1/log.txt", "attempt-1/state-00002.pt", "attempt-1/state-00003.pt"} <= set(
@@ -125,7 +139,7 @@ def test_an_attempt_goes_on_elsewhere_to_the_bit(
         "attempt-2/state-00003.pt",
         "attempt-2/state-00004.pt",
     ]
-    assert _metrics(driver.heard) == _metrics(whole.heard)
+    assert _metrics(driver.heard) == uninterrupted
     assert driver.heard[-1].checkpoint is not None
     assert driver.heard[-1].checkpoint.name == "attempt-2/checkpoint.tar"
     log = b"".join(driver.storage.read(f"{TRIAL}/attempt-2/log.txt")).decode()
@@ -135,10 +149,12 @@ def test_an_attempt_goes_on_elsewhere_to_the_bit(
 
 
 def test_a_damaged_state_is_no_end(
-    storage_uri: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: list[_Epoch],
+    storage_uri: str,
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = _Driver(str(tmp_path / "whole"), dataset, tmp_path, monkeypatch)
-    whole.run(attempt=1)
     driver = _Driver(storage_uri, dataset, tmp_path / "scratch", monkeypatch)
     driver.run(attempt=1, stop_after=2)
     key = f"{TRIAL}/attempt-1/state-00002.pt"
@@ -147,7 +163,7 @@ def test_a_damaged_state_is_no_end(
     driver.storage.put(key, bytes(state), overwrite=True)
     driver.heard.clear()
     driver.run(attempt=2, last_epoch=2)
-    assert _metrics(driver.heard) == _metrics(whole.heard)
+    assert _metrics(driver.heard) == uninterrupted
     log = b"".join(driver.storage.read(f"{TRIAL}/attempt-2/log.txt")).decode()
     assert "its SHA-256 does not fit; train anew: begins anew" in log
 
