@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,10 @@ def _written(storage: Storage, text: str) -> bool:
 
 def _until_written(storage: Storage, text: str) -> None:
     deadline = time.monotonic() + 30
-    while not _written(storage, text):
+    while True:
+        with suppress(StorageError):  # it is replaced while it is read: ask again, as that says
+            if _written(storage, text):
+                return
         assert time.monotonic() < deadline, text
         time.sleep(0.05)
 
