@@ -57,7 +57,8 @@ def main() -> None:
     }
     if not is_quick:
         report["suspension"] = kept(
-            folder / "suspension.json", lambda home: suspension(home, chance("suspension"), shape)
+            folder / "suspension.json",
+            lambda home: suspension(home, chance("suspension"), shape["num_trials"]),
         )
         report["damage"] = kept(folder / "damage.json", lambda home: damage(home, chance("damage"), 100))
     machine = f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()} {platform.release()}"

@@ -19,11 +19,15 @@ from .victims import Serving, Suspended
 __all__ = ["suspension"]
 
 _WAIT_SECONDS = 300.0
+_NUM_EPOCHS = 60
+"""Of a trial: the sweep must still run when the driver wakes up."""
+
 _DRIVER, _RUNNER = "care_sweep.run.driver", "care_sweep.run.runner"
 
 
-def suspension(home: Path, chance: random.Random, shape: Mapping[str, int]) -> dict[str, Any]:
+def suspension(home: Path, chance: random.Random, num_trials: int) -> dict[str, Any]:
     """Stop a driver for three leases, have another drive its sweep, wake it; and again, with its runner."""
+    shape = {"num_trials": num_trials, "epochs": _NUM_EPOCHS}
     asked = document(cut_few_images(home / "data" / "few"), shape)
     with (
         Serving(home, "--num-cpus", "4") as instance,  # room for the trials of both
@@ -64,7 +68,8 @@ def _slept(
             time.sleep(3 * LEASE_SECONDS)
             is_taken = store.sweep(sweep_id).fencing_token > first
             measured = store.last_measurement(sweep_id)
-        goes_on = _until(lambda: store.last_measurement(sweep_id) > measured)
+        _until(lambda: store.last_measurement(sweep_id) > measured or store.state(sweep_id).is_terminal)
+        goes_on = store.last_measurement(sweep_id) > measured
     client.wait(sweep_id, timeout=2 * _WAIT_SECONDS)
     reader.join(30)
     log = (home / "storage" / "sweeps" / sweep_id / "driver.log").read_text()
