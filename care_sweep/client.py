@@ -132,7 +132,7 @@ class Client:
         return self._post(path_of("sweeps", sweep_id) + ":cancel")
 
     def change(self, sweep_id: str, changes: Mapping[str, Any], *, revision: int | None = None) -> Sweep:
-        """Change `num_trials`, `max_concurrent_trials` or `budget`; one that succeeded or failed goes on.
+        """Change `num_trials`, `max_concurrent_trials`, `budget`, `priority`; one that has ended goes on.
 
         Args:
             changes: what is left out stays as it is.

@@ -9,6 +9,7 @@ CareSweepError
 ├── NotFound               no such sweep, trial, space or checkpoint
 ├── Conflict               the request does not fit the present state
 │   └── RequestUnderWay    the same request has not been answered yet
+├── QuotaExceeded          a token's sweeps may take no more
 ├── RevisionMismatch       somebody else has changed what the request was about
 ├── IdempotencyKeyReused   an Idempotency-Key that came with another body before
 ├── LeaseLost              another driver owns the sweep now; nothing was written
@@ -39,6 +40,7 @@ __all__ = [
     "LeaseLost",
     "NotFound",
     "Problem",
+    "QuotaExceeded",
     "RequestUnderWay",
     "RevisionMismatch",
     "ServiceError",
@@ -120,6 +122,10 @@ class Conflict(CareSweepError):  # noqa: N818
 
 class RequestUnderWay(Conflict):
     """The same request came before and has not been answered yet: asked again later, it has an answer."""
+
+
+class QuotaExceeded(CareSweepError):  # noqa: N818
+    """A token's sweeps have, or have taken, as much as it may; the message says of what."""
 
 
 class RevisionMismatch(CareSweepError):  # noqa: N818

@@ -33,6 +33,8 @@ class Settings:
         ray_address: an existing Ray cluster (RAY_ADDRESS); None for a local one.
         num_checkpoints_kept: so many checkpoints of a sweep are kept, its best, beside those of its baselines
             (CARE_SWEEP_KEEP_CHECKPOINTS); None for all.
+        max_active_sweeps: so many sweeps a runner drives at once, and divides the cluster between them
+            (CARE_SWEEP_MAX_ACTIVE_SWEEPS, default 4); others wait.
         auth: `required`, the service answers nobody without a token; `auto`, only on a loopback address
             (CARE_SWEEP_AUTH). On no other address can it be had without.
         hosts: names under which the service is called beside its own (CARE_SWEEP_HOSTS, separated by commas).
@@ -48,6 +50,7 @@ class Settings:
     token_path: Path
     ray_address: str | None
     num_checkpoints_kept: int | None = None
+    max_active_sweeps: int = 4
     auth: str = "auto"
     hosts: tuple[str, ...] = ()
     requests_per_second: float = 50.0
@@ -72,6 +75,7 @@ class Settings:
             .absolute(),
             ray_address=environment.get("RAY_ADDRESS") or None,
             num_checkpoints_kept=_num_kept(environment.get("CARE_SWEEP_KEEP_CHECKPOINTS") or "all"),
+            max_active_sweeps=_num_active(environment.get("CARE_SWEEP_MAX_ACTIVE_SWEEPS") or "4"),
             auth=_auth(environment.get("CARE_SWEEP_AUTH") or "auto"),
             hosts=_hosts(environment.get("CARE_SWEEP_HOSTS") or ""),
             requests_per_second=_rate(environment.get("CARE_SWEEP_REQUESTS_PER_SECOND") or "50"),
@@ -98,6 +102,13 @@ def _num_kept(given: str) -> int | None:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", given):
         detail = "must be all, or how many of the best are kept, from 1"
         raise InvalidDocument([Problem("CARE_SWEEP_KEEP_CHECKPOINTS", detail, given)])
+    return int(given)
+
+
+def _num_active(given: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", given):
+        detail = "must be how many sweeps a runner drives at once, from 1"
+        raise InvalidDocument([Problem("CARE_SWEEP_MAX_ACTIVE_SWEEPS", detail, given)])
     return int(given)
 
 

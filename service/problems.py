@@ -28,6 +28,7 @@ from care_sweep.errors import (
     InvalidDocument,
     NotFound,
     Problem,
+    QuotaExceeded,
     RequestUnderWay,
     RevisionMismatch,
     StorageError,
@@ -71,6 +72,7 @@ _KINDS: Mapping[type[CareSweepError], tuple[int, str]] = {
     NotFound: (404, "Not found"),
     Conflict: (409, "Conflict"),
     RequestUnderWay: (409, "Request under way"),
+    QuotaExceeded: (403, "Quota exceeded"),
     RevisionMismatch: (412, "Precondition failed"),
     IdempotencyKeyReused: (422, "Idempotency key reused"),
     CheckpointError: (500, "Checkpoint damaged"),  # the service's loss, whatever the request says

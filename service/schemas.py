@@ -141,6 +141,7 @@ class SweepChange(Document):
     num_trials: int | None = Field(None, description="baselines included; not null")
     max_concurrent_trials: int | None = None
     budget: Budget | None = None
+    priority: float | None = Field(None, description="not null")
 
 
 class EnqueuedPoint(Document):

@@ -34,13 +34,21 @@ def create(
         typer.Option(help="See sweeps; make and steer them too; see and steer everybody's."),
     ],
     expires_in: Annotated[str, typer.Option(metavar="TIME", help="As 45m, 12h, 30d, or never.")] = "90d",
+    max_sweeps: Annotated[int | None, typer.Option(help="That have not ended, at most.", min=0)] = None,
+    max_concurrent_trials: Annotated[
+        int | None, typer.Option(help="That run at once in all its sweeps, at most.", min=1)
+    ] = None,
+    max_gpu_hours: Annotated[float | None, typer.Option(help="In all its life, at most.", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token and print it, once: the database keeps its hash alone."""
-    from care_sweep.store import Scope  # noqa: PLC0415
+    """Make a token and print it, once: the database keeps its hash alone. Without a quota it has no limit."""
+    from care_sweep.store import Quota, Scope  # noqa: PLC0415
 
+    quota = Quota(max_sweeps, max_concurrent_trials, max_gpu_hours)
     with _opened() as store:
-        text, made = store.tokens.create(name, Scope(scope), expires_in_seconds=_seconds(expires_in))
+        text, made = store.tokens.create(
+            name, Scope(scope), expires_in_seconds=_seconds(expires_in), quota=quota
+        )
     print_answer({"token": text, **asdict(made)}, text, as_json)
 
 
@@ -99,13 +107,25 @@ def _seconds(given: str) -> float | None:
 
 
 def _tokens_table(found: "Sequence[TokenRecord]", now: float) -> RenderableType:
-    table = _table("id", "name", "scope", "created", "expires", "state")
+    table = _table("id", "name", "scope", "created", "expires", "state", "quota")
     for one in found:
         has_expired = one.expires_at is not None and one.expires_at <= now
         state = "revoked" if one.revoked_at is not None else "expired" if has_expired else "good"
         expires = "never" if one.expires_at is None else _moment(one.expires_at)
-        table.add_row(one.id, one.owner, one.scope, _moment(one.created_at), expires, state)
+        times = (_moment(one.created_at), expires)
+        table.add_row(one.id, one.owner, one.scope, *times, state, _quota_in_words(one))
     return table if table.row_count else Text("no tokens; `care-sweep token create NAME` makes one")
+
+
+def _quota_in_words(one: "TokenRecord") -> str:
+    quota, limits = one.quota, []
+    if quota.max_sweeps is not None:
+        limits.append(f"{quota.max_sweeps} sweeps")
+    if quota.max_concurrent_trials is not None:
+        limits.append(f"{quota.max_concurrent_trials} trials")
+    if quota.max_gpu_hours is not None:
+        limits.append(f"{one.gpu_seconds / 3600:.4g} of {quota.max_gpu_hours:g} GPU hours")
+    return ", ".join(limits) or "none"
 
 
 def _deeds_table(deeds: "Sequence[AuditRecord]") -> RenderableType:

@@ -48,11 +48,16 @@ def extend(
     max_concurrent_trials: Annotated[int | None, typer.Option(help="At once.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Of being driven, since its start.")] = None,
     max_gpu_hours: Annotated[float | None, typer.Option(help="Of stored epochs, since its start.")] = None,
+    priority: Annotated[float | None, typer.Option(help="Against sweeps that run beside it.")] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Let a sweep run or spend more or less; one that succeeded or failed goes on with all it has learnt."""
-    given = {"num_trials": num_trials, "max_concurrent_trials": max_concurrent_trials}
+    given = {
+        "num_trials": num_trials,
+        "max_concurrent_trials": max_concurrent_trials,
+        "priority": priority,
+    }
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     limits = {"max_seconds": max_seconds, "max_gpu_hours": max_gpu_hours}
     limits = {key: value for key, value in limits.items() if value is not None}

@@ -48,6 +48,10 @@ def submit(
     cpus_per_trial: Annotated[int | None, typer.Option(help="What one trial holds.")] = None,
     gpus_per_trial: Annotated[str | None, typer.Option(help="auto (timed once), or from 0 to 1.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="What the sweep may spend.")] = None,
+    priority: Annotated[
+        float | None,
+        typer.Option(help="Its weight where sweeps divide the cluster (default: the file's, or 1)."),
+    ] = None,
     validate_only: Annotated[
         bool, typer.Option("--validate-only", help="Print the resolved sweep and submit nothing.")
     ] = False,
@@ -63,6 +67,7 @@ def submit(
         "max_concurrent_trials": max_concurrent_trials,
         "seed": seed,
         "metric": metric,
+        "priority": priority,
     }
     document |= {key: value for key, value in given.items() if value is not None}
     resources = {

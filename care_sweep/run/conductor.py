@@ -8,11 +8,12 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from care_sweep.errors import DatabaseUnavailable, StorageError
 from care_sweep.layout import discard_training_states, trial_prefix
+from care_sweep.run.sharing import UNSHARED
 from care_sweep.search.asha import SuccessiveHalving
 from care_sweep.search.retention import CompleteTrial, surplus
 from care_sweep.search.study import Study
@@ -26,7 +27,7 @@ from care_sweep.spec import (
     TrialState,
 )
 from care_sweep.storage import Storage
-from care_sweep.store import Lease, Store, TrialRecord
+from care_sweep.store import DemandRecord, Lease, Store, TrialRecord
 
 __all__ = ["MAX_LOSSES", "Assignment", "Conductor"]
 
@@ -84,6 +85,7 @@ class Conductor:
 
     Attributes:
         revision: the last whose wishes were heard.
+        share: of the cluster; trials that run beyond it are interrupted as they report.
         gpus_per_trial: what an attempt holds of a GPU, to be set before the first.
         gpus_noted: what `note_gpus` of an earlier driver said that is.
     """
@@ -100,7 +102,8 @@ class Conductor:
         sweep = store.sweep(lease.sweep_id)
         self.spec: SweepSpec = sweep.spec
         self.gpus_per_trial = 0.0
-        self.gpus_noted = store.gpus_noted(lease.sweep_id)
+        self.gpus_noted = sweep.gpus_per_trial
+        self.share = UNSHARED
         self._store = store
         self._lease = lease
         self._storage = storage
@@ -119,7 +122,10 @@ class Conductor:
         self._open: dict[int, _OpenTrial] = {}
         self._again: deque[int] = deque()
         self._num_started = 0
+        self._num_ended = 0
         self._has_cancelled = False
+        self._is_quota_spent = False
+        self._is_handing_over = False
         self._pause_seconds = 0.0
         self._paused_until = clock()
         self._replay(store)
@@ -129,9 +135,13 @@ class Conductor:
     # --- what to do next ---
 
     @property
+    def sweep_id(self) -> str:
+        return self._lease.sweep_id
+
+    @property
     def is_finished(self) -> bool:
         """Nothing runs, and nothing will be proposed to this driver any more."""
-        if self.is_paused:
+        if self.is_paused or self._is_handing_over:
             return self.num_running == 0
         nothing_new = self.is_draining or self._num_started >= self.spec.num_trials or self.is_out_of_budget
         return not self._open and nothing_new
@@ -147,24 +157,62 @@ class Conductor:
         return self._state is SweepState.STOPPING
 
     @property
-    def is_out_of_budget(self) -> bool:
-        budget = self.spec.budget
-        if budget is None:
-            return False
-        seconds = self._seconds_before + self._clock() - self._began
-        return (budget.max_seconds is not None and seconds >= budget.max_seconds) or (
-            budget.max_gpu_hours is not None and self._gpu_seconds >= 3600 * budget.max_gpu_hours
-        )
+    def is_handing_over(self) -> bool:
+        """What runs and waits goes on with a fresh driver."""
+        return self._is_handing_over
 
     @property
-    def has_cut_short(self) -> bool:
-        """The budget was spent before all trials had run."""
+    def spent(self) -> str | None:
+        """Which may have no more: "budget spent" or, of the token that submitted it, "quota spent"."""
+        if self._is_quota_spent:
+            return "quota spent"
+        budget = self.spec.budget
+        if budget is None:
+            return None
+        seconds = self._seconds_before + self._clock() - self._began
+        is_spent = (budget.max_seconds is not None and seconds >= budget.max_seconds) or (
+            budget.max_gpu_hours is not None and self._gpu_seconds >= 3600 * budget.max_gpu_hours
+        )
+        return "budget spent" if is_spent else None
+
+    @property
+    def is_out_of_budget(self) -> bool:
+        return self.spent is not None
+
+    @property
+    def cut_short(self) -> str | None:
+        """What was spent before all trials had run."""
         left_out = self._num_started < self.spec.num_trials and not self.is_draining
-        return self._has_cancelled or (left_out and self.is_out_of_budget)
+        return self.spent if self._has_cancelled or left_out else None
 
     @property
     def num_running(self) -> int:
         return len(self._open) - len(self._again)
+
+    @property
+    def num_ended(self) -> int:
+        """Trials that ended with this conductor."""
+        return self._num_ended
+
+    @property
+    def has_room(self) -> bool:
+        """One more trial may run, as far as the cluster and the sweep's own limit go."""
+        limit = self.spec.max_concurrent_trials
+        most = self.share.num_trials if limit is None else min(limit, self.share.num_trials)
+        return self.num_running < most
+
+    def demands(self) -> Sequence[DemandRecord] | None:
+        """What all active sweeps want, of which this is one; None while nobody can tell."""
+        try:
+            found = self._store.demands()
+        except DatabaseUnavailable:
+            return None
+        self._is_quota_spent = any(one.is_quota_spent for one in found if one.id == self._lease.sweep_id)
+        return found
+
+    def hand_over(self) -> None:
+        """Begin nothing more; running trials are interrupted as they report, and a fresh driver goes on."""
+        self._is_handing_over = True
 
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
@@ -194,7 +242,7 @@ class Conductor:
         if self.is_out_of_budget:
             self._give_up_waiting()
             return None
-        if self.is_paused or self._clock() < self._paused_until:
+        if self.is_paused or self._is_handing_over or self._clock() < self._paused_until:
             return None
         ready = next((n for n in self._again if self._open[n].not_before <= self._clock()), None)
         if ready is not None:
@@ -218,21 +266,17 @@ class Conductor:
         value = measurement.metrics.get(self.spec.metric)
         state, reason = self._verdict(number, trial, measurement.epoch, value)
         final = value if state is TrialState.COMPLETE else None
-        cost = measurement.seconds * self._gpus_of(trial)
-        self._lease.record(
-            number, attempt, measurement, state=state, value=final, reason=reason, gpu_seconds=cost
-        )
-        self._gpu_seconds += cost
+        self._record(number, attempt, measurement, state=state, value=final, reason=reason)
         self._remember(number, measurement.epoch, value)
         self._get_on()
         if state is not None:
             self._close(number, state, final)
             self._note_checkpoint(number, final, trial.is_baseline, measurement.checkpoint)
             self._drop_surplus_checkpoints()
-        elif self.is_paused:
-            self._lease.interrupt_trial(number, reason="paused")
+        elif interruption := self._interruption():
+            self._lease.interrupt_trial(number, reason=interruption)
             self._again.append(number)
-        return state is not None or self.is_paused
+        return not self._is_current(number, attempt)
 
     def failed(
         self,
@@ -252,9 +296,7 @@ class Conductor:
         trial = self._open[number]
         if measurement is not None and measurement.epoch > trial.last_epoch:
             value = measurement.metrics.get(self.spec.metric)
-            cost = measurement.seconds * self._gpus_of(trial)
-            self._lease.record(number, attempt, measurement, gpu_seconds=cost)
-            self._gpu_seconds += cost
+            self._record(number, attempt, measurement)
             self._get_on()
             if self._halving is not None and not trial.is_baseline and value is not None:
                 self._halving.refill(number, measurement.epoch, value)
@@ -298,6 +340,39 @@ class Conductor:
         self._lease.note_gpus(gpus_per_trial, message)
 
     # --- inside ---
+
+    def _record(
+        self,
+        number: int,
+        attempt: int,
+        measurement: Measurement,
+        *,
+        state: TrialState | None = None,
+        value: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Store a measurement with what it cost."""
+        gpu_seconds = measurement.seconds * self._gpus_of(self._open[number])
+        self._lease.record(
+            number,
+            attempt,
+            measurement,
+            state=state,
+            value=value,
+            reason=reason,
+            gpu_seconds=gpu_seconds,
+            share_seconds=measurement.seconds * self.share.cost,
+            least_share_seconds=self.share.least,
+        )
+        self._gpu_seconds += gpu_seconds
+
+    def _interruption(self) -> str | None:
+        """Why a trial that has just reported shall wait now, if it shall."""
+        if self.is_paused:
+            return "paused"
+        if self._is_handing_over:
+            return "handed over"
+        return "preempted" if self.num_running > self.share.num_trials else None
 
     def _get_on(self) -> None:
         if self._pause_seconds:
@@ -347,9 +422,9 @@ class Conductor:
             return TrialState.COMPLETE, None
         if number in self._stop_requested:
             return TrialState.CANCELLED, _STOPPED
-        if self.is_out_of_budget:
+        if spent := self.spent:
             self._has_cancelled = True
-            return TrialState.CANCELLED, "budget spent"
+            return TrialState.CANCELLED, spent
         if self._halving is None or trial.is_baseline or value is None:
             return None, None
         return (TrialState.PRUNED, None) if self._halving.observe(number, epoch, value) else (None, None)
@@ -364,6 +439,7 @@ class Conductor:
 
     def _close(self, number: int, state: TrialState, value: float | None) -> None:
         trial = self._open.pop(number)
+        self._num_ended += 1
         discard_training_states(self._storage, self._trial_prefix(number))
         if trial.is_baseline:
             return
@@ -400,7 +476,7 @@ class Conductor:
         self._has_cancelled |= bool(self._again)
         while self._again:
             number = self._again.popleft()
-            self._lease.finish_trial(number, TrialState.CANCELLED, reason="budget spent")
+            self._lease.finish_trial(number, TrialState.CANCELLED, reason=self.spent)
             self._close(number, TrialState.CANCELLED, None)
 
     def _trial_prefix(self, number: int) -> str:

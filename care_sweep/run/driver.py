@@ -1,7 +1,8 @@
 """One sweep, from its claim to its end: the process `python -m care_sweep.run.driver`.
 
-One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended or paused, 3 when
-its lease was lost, and otherwise 1: the runner then starts another, which goes on from the store.
+One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended, paused or is
+handed over to a fresh driver, 3 when its lease was lost, and otherwise 1: the runner then starts another,
+which goes on from the store.
 """
 
 import argparse
@@ -73,8 +74,8 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
         storage, num_kept = open_storage(settings.storage_uri), settings.num_checkpoints_kept
         conductor = outlast(lambda: Conductor(store, lease, storage, num_checkpoints_kept=num_kept))
         run_trials(conductor, settings)
-    if conductor.is_paused:
-        lease.release(reason="paused")
+    if conductor.is_paused or conductor.is_handing_over:
+        lease.release(reason="paused" if conductor.is_paused else "handed over")
         return
     try:
         _finish(store, lease, conductor)
@@ -89,8 +90,8 @@ def _finish(store: Store, lease: Lease, conductor: "Conductor") -> None:
     counts = outlast(lambda: store.sweep(lease.sweep_id)).trial_counts
     if conductor.is_draining:
         finish(SweepState.SUCCEEDED, reason="stopped")
-    elif conductor.has_cut_short and set(counts) != {TrialState.FAILED}:
-        finish(SweepState.SUCCEEDED, reason="budget spent")
+    elif (spent := conductor.cut_short) and set(counts) != {TrialState.FAILED}:
+        finish(SweepState.SUCCEEDED, reason=spent)
     elif counts.get(TrialState.COMPLETE):
         finish(SweepState.SUCCEEDED)
     else:

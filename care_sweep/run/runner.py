@@ -88,12 +88,11 @@ class _Deaths:
 class Runner:
     """Claims waiting and abandoned sweeps, and ends those that are cancelled. Used from one thread.
 
-    It runs `max_active_sweeps` at once: Ray knows no fairness between drivers, the first takes all there is.
+    It drives so many at once as the settings say; their drivers divide the cluster, for Ray does not.
     """
 
     settings: Settings
     store: Store
-    max_active_sweeps: int = 1
     monotonic: Callable[[], float] = time.monotonic
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
@@ -122,7 +121,7 @@ class Runner:
                 self._claim(sweep)
             elif doubt is not _Doubt.NONE:
                 num_doubtful += 1
-        num_free = self.max_active_sweeps - len(self._drivers) - num_doubtful
+        num_free = self.settings.max_active_sweeps - len(self._drivers) - num_doubtful
         for sweep in self.store.queued(limit=num_free) if num_free > 0 else ():
             self._claim(sweep)
 
@@ -136,7 +135,7 @@ class Runner:
         self._drivers.clear()
 
     def _has_room(self) -> bool:
-        return len(self._drivers) < self.max_active_sweeps
+        return len(self._drivers) < self.settings.max_active_sweeps
 
     def _doubt(self, sweep: HoldRecord) -> "_Doubt":
         """Whether a sweep that others held has lost its holder."""

@@ -7,7 +7,9 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,23 +21,44 @@ from ray.tune.search import Searcher
 
 from care_sweep.run.conductor import Assignment, Conductor
 from care_sweep.run.packing import choose_gpus
+from care_sweep.run.sharing import capacity_of, divide
 from care_sweep.run.worker import run_attempt
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement
 
-__all__ = ["capacity_of", "run_trials"]
+__all__ = ["run_trials"]
 
-_MOST_PENDING = "1000"
-"""Of trials whose workers start; Tune's own limit is one, so that each waits until the one before it runs.
-The searcher proposes none beyond what the cluster holds."""
+_ENVIRONMENT = {
+    # Of trials whose workers start; Tune's own limit is one, so that each waits until the one before it runs.
+    # The searcher proposes none beyond what the cluster holds.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    # Files of each trial for TensorBoard, whose library loads torch: 480 MB, and nobody reads them.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+_LOOK_SECONDS = 1.0
+_MOST_MEMORY_BYTES = 360 * 2**20
+"""Tune remembers every trial: a driver that has grown so large hands over to a fresh one."""
+
+_FEW_TRIALS = 100  # that a driver ends before it hands over, however large it was from the start
 
 
 def run_trials(conductor: Conductor, settings: Settings) -> None:
-    """Run a sweep's trials on the connected Ray cluster until the conductor has no more."""
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", _MOST_PENDING)
-    cpus, gpus = conductor.spec.resources.cpus_per_trial, choose_gpus(conductor, settings)
-    conductor.gpus_per_trial = gpus
-    searcher = _ConductedSearcher(conductor, {"CPU": cpus, "GPU": gpus}, settings)
+    """Run a sweep's trials on the connected Ray cluster until the conductor has no more.
+
+    While the sweep has no share of the cluster, its driver holds nothing of Ray and waits.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    conductor.gpus_per_trial = choose_gpus(conductor, settings)
+    cluster = _Cluster(conductor)
+    while cluster.await_share():
+        _run(conductor, cluster, settings)
+
+
+def _run(conductor: Conductor, cluster: "_Cluster", settings: Settings) -> None:
+    """One run of Ray Tune: until the sweep has no more trials, or no share."""
+    cpus = conductor.spec.resources.cpus_per_trial
+    searcher = _ConductedSearcher(conductor, cluster, settings)
     settings.scratch_directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=settings.scratch_directory, ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
@@ -63,24 +86,76 @@ class _NotSnapshotted:
         return {}
 
 
+class _Cluster:
+    """What the sweep has of the cluster, looked at once a second and told to the conductor."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+        self._looked_at = -math.inf
+        self._said: str | None = None
+
+    def await_share(self) -> bool:
+        """Wait until a trial may run. False once none will any more."""
+        while not self._conductor.is_finished:
+            self.look()
+            if self._conductor.share.num_trials or self._conductor.is_out_of_budget:
+                return True
+            time.sleep(_LOOK_SECONDS)
+            self._conductor.look()
+        return False
+
+    def look(self) -> None:
+        """Have the conductor know its share, and whether this process has grown too large."""
+        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        conductor, nodes = self._conductor, [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        demands = conductor.demands()
+        if demands is not None:
+            wanted = {"CPU": conductor.spec.resources.cpus_per_trial, "GPU": conductor.gpus_per_trial}
+            conductor.share = divide(nodes, demands).get(conductor.sweep_id, conductor.share)
+            self._explain(None if capacity_of(nodes, wanted) else wanted)
+        if conductor.num_ended >= _FEW_TRIALS and _memory_bytes() > _MOST_MEMORY_BYTES:
+            conductor.hand_over()
+
+    def _explain(self, missing: Mapping[str, float] | None) -> None:
+        """Let the sweep say why nothing runs, when that changes."""
+        said = None
+        if missing:
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in missing.items() if amount)
+            said = f"waiting: no node of the cluster has the {wanted} that a trial needs"
+        elif not self._conductor.share.num_trials:
+            said = "waiting for its turn: other sweeps have the cluster"
+        if said != self._said:
+            self._said = said
+            self._conductor.explain(said)
+
+
+def _memory_bytes() -> int:
+    """Of this process, as Linux tells it."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 class _ConductedSearcher(_NotSnapshotted, Searcher):
     """Proposes what the conductor wants run, as long as the cluster and the sweep's own limit hold it."""
 
-    def __init__(self, conductor: Conductor, resources: Mapping[str, float], settings: Settings) -> None:
+    def __init__(self, conductor: Conductor, cluster: _Cluster, settings: Settings) -> None:
         super().__init__(metric=None, mode=None)
         self._conductor = conductor
-        self._resources = resources
+        self._cluster = cluster
         self._settings = settings
         self._assignments: dict[str, Assignment] = {}
-        self._is_starved = False
 
     def suggest(self, trial_id: str) -> Any:
         self._conductor.look()
+        self._cluster.look()
         if self._conductor.is_finished:
             return Searcher.FINISHED
-        is_full = self._conductor.num_running >= self._most_at_once()
-        if is_full and not self._conductor.is_out_of_budget:  # then `next` gives up what waits
-            return None
+        if (
+            not self._conductor.has_room and not self._conductor.is_out_of_budget
+        ):  # `next` gives up what waits
+            has_share = self._conductor.share.num_trials or self._conductor.num_running
+            return None if has_share else Searcher.FINISHED
         assignment = self._conductor.next()
         if assignment is None:
             return None
@@ -113,28 +188,6 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep is rebuilt from the store")
 
-    def _most_at_once(self) -> int:
-        """Trials beyond what the cluster holds would wait inside Tune, proposed before anything is learnt."""
-        capacity = capacity_of([node["Resources"] for node in ray.nodes() if node["Alive"]], self._resources)
-        if (capacity == 0) != self._is_starved:
-            self._is_starved = capacity == 0
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in self._resources.items() if amount)
-            self._conductor.explain(
-                f"waiting: no node of the cluster has the {wanted} that a trial needs"
-                if self._is_starved
-                else None
-            )
-        limit = self._conductor.spec.max_concurrent_trials
-        return capacity if limit is None else min(limit, capacity)
-
-
-def capacity_of(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float]) -> int:
-    """How many trials of `wanted` fit on the nodes; a trial does not span two."""
-    return sum(
-        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
-        for node in nodes
-    )
-
 
 class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
     """Hands every report to the conductor and stops what it says has ended."""
@@ -160,8 +213,23 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         assert measurement is not None, f"trial {number} reported nothing known"
         ended = self._conductor.measured(number, attempt, measurement)
+        self._keep_a_process(tune_controller)
         is_last = measurement.epoch >= self._conductor.spec.epochs  # it returns by itself
         return str(TrialScheduler.STOP if ended and not is_last else TrialScheduler.CONTINUE)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        self._keep_a_process(tune_controller)
+        chosen: Trial | None = super().choose_trial_to_run(tune_controller)
+        return chosen
+
+    def _keep_a_process(self, tune_controller: Any) -> None:
+        """Have Tune keep a worker whose trial has ended only where another trial may run in it.
+
+        It keeps one in any case, with what it holds of the cluster, which another sweep may wait for.
+        """
+        cache = tune_controller._tune_controller._actor_cache
+        assert isinstance(cache._may_keep_one, bool), "Ray Tune's cache of workers has changed"
+        cache._may_keep_one = self._conductor.has_room
 
 
 def _bundle(cpus: int, order: Mapping[str, Any]) -> tune.PlacementGroupFactory:

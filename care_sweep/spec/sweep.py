@@ -60,7 +60,10 @@ class Budget(Document):
 
 
 class SweepSpec(Document):
-    """One sweep; `num_trials` counts the baselines, without `max_concurrent_trials` the cluster is filled."""
+    """One sweep; `num_trials` counts the baselines, without `max_concurrent_trials` the cluster is filled.
+
+    Sweeps that run at once divide the cluster by their `priority`: 3 has three times as much as 1.
+    """
 
     name: str = Field(min_length=1, max_length=100)
     space: SearchSpace
@@ -70,6 +73,7 @@ class SweepSpec(Document):
     seed: int = Field(0, ge=0, lt=2**31)
     early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping)
     resources: Resources = Field(default_factory=Resources)
+    priority: float = Field(1.0, ge=0.01, le=100)
     budget: Budget | None = None
 
     @field_validator("name")

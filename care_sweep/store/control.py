@@ -19,6 +19,7 @@ from care_sweep.store.ending import add_event, end_sweep, end_trial, let_go
 from care_sweep.store.records import Caller, SweepRecord
 from care_sweep.store.rows import sweep_of
 from care_sweep.store.schema import enqueued, sweeps, trials
+from care_sweep.store.sharing import require_quota
 from care_sweep.store.transitions import Move, state_after
 
 __all__ = ["Control"]
@@ -68,6 +69,7 @@ class Control:
 
         Raises:
             RevisionMismatch: the sweep has another revision by now.
+            QuotaExceeded: it has ended, and the caller's token may have no further sweep.
         """
         with self._moving(sweep_id, Move.EXTEND) as (connection, before):
             if revision is not None and before.revision != revision:
@@ -85,6 +87,7 @@ class Control:
             after = state_after(Move.EXTEND, before.state)
             self._revise(connection, sweep_id, {"spec": spec.model_dump(mode="json")})
             if after is not before.state:
+                require_quota(connection, self._caller)
                 reopened = {"reason": None, "message": None, "finished_at": None, "lease_owner": None}
                 change = {"state": after, **reopened}
                 connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change))

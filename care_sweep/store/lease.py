@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec
 
-from sqlalchemy import ColumnElement, Connection, Engine, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, insert, select, update
 
 from care_sweep.errors import DatabaseBusy, LeaseLost, RevisionMismatch
 from care_sweep.spec import Measurement, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
 from care_sweep.store.ending import add_event, close_attempt, end_sweep, end_trial, let_go, open_trial
-from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, trials
+from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, tokens, trials
 from care_sweep.store.transitions import Move, states_before
 
 __all__ = ["Lease"]
@@ -105,9 +105,9 @@ class Lease:
     def note_gpus(self, gpus_per_trial: float, message: str) -> None:
         """Keep what a trial has of a GPU, where the sweep left it to us, for the drivers to come; and why."""
         with self._fenced() as connection:
-            state = connection.execute(
-                select(sweeps.c.state).where(sweeps.c.id == self.sweep_id)
-            ).scalar_one()
+            sweep = sweeps.c.id == self.sweep_id
+            connection.execute(update(sweeps).where(sweep).values(gpus_per_trial=gpus_per_trial))
+            state = connection.execute(select(sweeps.c.state).where(sweep)).scalar_one()
             told = {"state": state, "gpus_per_trial": gpus_per_trial, "message": message}
             add_event(connection, self.sweep_id, "sweep", told, self._clock())
 
@@ -164,10 +164,14 @@ class Lease:
         value: float | None = None,
         reason: str | None = None,
         gpu_seconds: float = 0.0,
+        share_seconds: float = 0.0,
+        least_share_seconds: float = 0.0,
     ) -> None:
         """Keep what one epoch reported and, with a `state`, end the trial there: both or neither.
 
-        Epochs of a trial are recorded once and in order, and so is what they cost.
+        Epochs of a trial are recorded once and in order, and so is what they cost: in GPUs, which counts for
+        the token that submitted the sweep too, and of the cluster, which the sweep is taken to have had
+        `least_share_seconds` of before.
         """
         now = self._clock()
         with self._fenced() as connection:
@@ -191,10 +195,15 @@ class Lease:
             )
             data = {"number": number, "epoch": measurement.epoch, "metrics": measurement.metrics}
             add_event(connection, self.sweep_id, "measurement", data, now)
+            came_late = sweeps.c.share_seconds < least_share_seconds
+            had = case((came_late, least_share_seconds), else_=sweeps.c.share_seconds)
+            cost = {"gpu_seconds": sweeps.c.gpu_seconds + gpu_seconds, "share_seconds": had + share_seconds}
+            sweep = sweeps.c.id == self.sweep_id
+            connection.execute(update(sweeps).where(sweep).values(cost))
             if gpu_seconds:
-                spent = sweeps.c.gpu_seconds + gpu_seconds
-                sweep = sweeps.c.id == self.sweep_id
-                connection.execute(update(sweeps).where(sweep).values(gpu_seconds=spent))
+                of_sweep = select(sweeps.c.token_id).where(sweep).scalar_subquery()
+                spent = tokens.c.gpu_seconds + gpu_seconds
+                connection.execute(update(tokens).where(tokens.c.id == of_sweep).values(gpu_seconds=spent))
             if state is not None:
                 checkpoint = measurement.checkpoint
                 end_trial(

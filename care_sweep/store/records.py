@@ -8,14 +8,17 @@ from typing import Any, Generic, TypeVar
 from care_sweep.spec import CheckpointReference, Scalar, SweepSpec, SweepState, TrialState
 
 __all__ = [
+    "UNLIMITED",
     "AttemptRecord",
     "AuditRecord",
     "Caller",
     "ClusterRecord",
+    "DemandRecord",
     "EventRecord",
     "HoldRecord",
     "MeasurementRecord",
     "Page",
+    "Quota",
     "Scope",
     "SweepRecord",
     "TokenRecord",
@@ -51,8 +54,29 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class Quota:
+    """What the sweeps that a token submitted may take together; None is without limit.
+
+    Attributes:
+        max_sweeps: that have not ended.
+        max_concurrent_trials: that run, in all of them.
+        max_gpu_hours: of stored epochs, since the token was made.
+    """
+
+    max_sweeps: int | None = None
+    max_concurrent_trials: int | None = None
+    max_gpu_hours: float | None = None
+
+
+UNLIMITED = Quota()
+
+
+@dataclass(frozen=True)
 class TokenRecord:
-    """A token as it is kept, without the secret; `expires_at` None is never."""
+    """A token as it is kept, without the secret; `expires_at` None is never.
+
+    `gpu_seconds` are those of the sweeps it submitted, deleted ones too.
+    """
 
     id: str
     owner: str
@@ -60,6 +84,8 @@ class TokenRecord:
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+    quota: Quota = UNLIMITED
+    gpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,8 @@ class HoldRecord:
 @dataclass(frozen=True)
 class SweepRecord:
     """One accepted sweep. `fencing_token` counts its claims, `lease_counter` its owner's signs of life,
-    `revision` the wishes of users; what was spent is that of drivers and of stored epochs."""
+    `revision` the wishes of users; what was spent is that of drivers and of stored epochs; `gpus_per_trial`
+    is what was chosen where the document says `auto`, `token_id` that of the token that submitted it."""
 
     id: str
     name: str
@@ -121,7 +148,36 @@ class SweepRecord:
     active_seconds: float
     gpu_seconds: float
     owner: str
+    token_id: str | None
+    gpus_per_trial: float | None
+    share_seconds: float
     trial_counts: Mapping[TrialState, int]
+
+
+@dataclass(frozen=True)
+class DemandRecord:
+    """What an active sweep wants of the cluster, and what it has had.
+
+    Attributes:
+        gpus_per_trial: None where its document says `auto` and nothing was chosen yet.
+        num_wanted: trials that could run at once, those that do included.
+        num_running: trials that do.
+        share_seconds: what it has held, as a share of the cluster, over its priority.
+        token_id: of the token that submitted it, if one did.
+        max_concurrent_trials: of all sweeps of that token together, if it has such a quota.
+        is_quota_spent: its token's GPU hours are.
+    """
+
+    id: str
+    priority: float
+    cpus_per_trial: int
+    gpus_per_trial: float | None
+    num_wanted: int
+    num_running: int
+    share_seconds: float
+    token_id: str | None
+    max_concurrent_trials: int | None
+    is_quota_spent: bool
 
 
 @dataclass(frozen=True)

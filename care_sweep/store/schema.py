@@ -33,7 +33,7 @@ __all__ = [
     "trials",
 ]
 
-SCHEMA_VERSION = "0004"
+SCHEMA_VERSION = "0005"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 LOCAL_OWNER = "local"
@@ -63,6 +63,9 @@ sweeps = Table(
     Column("active_seconds", Float, nullable=False, server_default="0"),
     Column("gpu_seconds", Float, nullable=False, server_default="0"),
     Column("owner", String(100), nullable=False, server_default=LOCAL_OWNER),
+    Column("token_id", String(12)),  # of the token that submitted it, if one did
+    Column("gpus_per_trial", Float),  # what was chosen where its document says `auto`
+    Column("share_seconds", Float, nullable=False, server_default="0"),
     Index("sweeps_by_owner", "owner", "sequence"),
     sqlite_autoincrement=True,
 )
@@ -170,6 +173,10 @@ tokens = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
+    Column("max_sweeps", Integer),
+    Column("max_concurrent_trials", Integer),
+    Column("max_gpu_hours", Float),
+    Column("gpu_seconds", Float, nullable=False, server_default="0"),  # of its sweeps, deleted ones too
 )
 
 audit = Table(

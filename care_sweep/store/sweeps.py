@@ -25,6 +25,7 @@ from care_sweep.store.records import (
     AttemptRecord,
     Caller,
     ClusterRecord,
+    DemandRecord,
     EventRecord,
     HoldRecord,
     MeasurementRecord,
@@ -52,6 +53,7 @@ from care_sweep.store.schema import (
     sweeps,
     trials,
 )
+from care_sweep.store.sharing import demands_of_all, require_quota
 from care_sweep.store.tokens import Tokens
 from care_sweep.store.transitions import Move, state_after, states_before
 
@@ -99,6 +101,7 @@ class Store:
 
         Raises:
             IdempotencyKeyReused: the key was used with another body.
+            QuotaExceeded: the caller's token may have no further sweep.
             RequestUnderWay: a transaction that may be of the same request has not ended in time.
         """
         for _ in range(2):  # the second time round the row that collided is there to be read
@@ -151,12 +154,14 @@ class Store:
     def claim(self, sweep: HoldRecord | SweepRecord, owner: str) -> Lease | None:
         """Take a sweep as it was read, or None where somebody else has moved it since.
 
-        The comparison and the new fencing token are one statement, so two runners cannot both win.
+        The comparison and the new fencing token are one statement, so two runners cannot both win. For what
+        the sweep did not use while it waited it is owed nothing.
         """
         if sweep.state not in states_before(Move.CLAIM):
             return None
         with writing(self.engine) as connection:
             now = self.clock()
+            anew = {"share_seconds": 0.0} if sweep.state is SweepState.QUEUED else {}
             claimed = connection.execute(
                 update(sweeps)
                 .where(
@@ -171,6 +176,7 @@ class Store:
                     lease_counter=sweeps.c.lease_counter + 1,
                     lease_owner=owner,
                     started_at=func.coalesce(sweeps.c.started_at, no_earlier(sweeps.c.created_at, now)),
+                    **anew,
                 )
             )
             if claimed.rowcount != 1:
@@ -387,16 +393,10 @@ class Store:
             state_of(connection, sweep_id, self._caller)
             return [EventRecord(**row) for row in connection.execute(query).mappings()]
 
-    def gpus_noted(self, sweep_id: str) -> float | None:
-        """What a lease of the sweep has noted last that a trial has of a GPU, if one has."""
-        query = (
-            select(events.c.data)
-            .where(events.c.sweep_id == sweep_id, events.c.kind == "sweep")
-            .order_by(events.c.sequence.desc())
-        )
+    def demands(self) -> Sequence[DemandRecord]:
+        """What each sweep that somebody drives wants of the cluster, in order of acceptance."""
         with reading(self.engine) as connection:
-            told = connection.execute(query).scalars()
-            return next((float(data["gpus_per_trial"]) for data in told if "gpus_per_trial" in data), None)
+            return demands_of_all(connection)
 
     def clusters(self) -> Sequence[ClusterRecord]:
         """What each runner last saw, the newest report first."""
@@ -446,6 +446,7 @@ class Store:
             known = self._by_key(connection, idempotency_key, body_sha256)
             if known is not None:
                 return sweep_of(connection, known, self._caller), False
+        require_quota(connection, self._caller)
         return self._insert(connection, spec, idempotency_key, body_sha256), True
 
     def _insert(
@@ -454,6 +455,7 @@ class Store:
         sweep_id, now = secrets.token_hex(6), self.clock()
         row: dict[str, Any] = {"id": sweep_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
         row |= {"state": SweepState.QUEUED, "created_at": now, "owner": self._owner}
+        row["token_id"] = None if self._caller is None else self._caller.token_id
         inserted = connection.execute(insert(sweeps).returning(sweeps), row).mappings().one()
         if idempotency_key is not None:
             made = {"owner": self._owner, "key": idempotency_key, "body_sha256": body_sha256}

@@ -4,17 +4,18 @@ So many bits cannot be guessed, so a plain hash keeps them; and who measures how
 takes learns nothing, for nobody can choose a token by its hash.
 """
 
+import dataclasses
 import hashlib
 import re
 import secrets
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, RowMapping, insert, select, update
 
 from care_sweep.errors import Conflict, InvalidDocument, NotFound, Problem
 from care_sweep.store.audit import note
 from care_sweep.store.database import reading, writing
-from care_sweep.store.records import Caller, Scope, TokenRecord
+from care_sweep.store.records import UNLIMITED, Caller, Quota, Scope, TokenRecord
 from care_sweep.store.schema import tokens
 
 __all__ = ["Tokens"]
@@ -33,7 +34,7 @@ class Tokens:
         self._clock = clock
 
     def create(
-        self, owner: str, scope: Scope, *, expires_in_seconds: float | None
+        self, owner: str, scope: Scope, *, expires_in_seconds: float | None, quota: Quota = UNLIMITED
     ) -> tuple[str, TokenRecord]:
         """A new token: its text, which is kept nowhere, and what is kept of it.
 
@@ -47,9 +48,11 @@ class Tokens:
             raise InvalidDocument([Problem("/name", detail, owner[:100])])
         text, now = _PREFIX + secrets.token_urlsafe(32), self._clock()
         expires_at = None if expires_in_seconds is None else now + expires_in_seconds
-        made = TokenRecord(secrets.token_hex(4), owner, scope, now, expires_at, revoked_at=None)
+        made = TokenRecord(secrets.token_hex(4), owner, scope, now, expires_at, revoked_at=None, quota=quota)
+        row = {**vars(made), **vars(quota), "sha256": _sha256(text)}
+        del row["quota"]
         with writing(self._engine) as connection:
-            connection.execute(insert(tokens).values(sha256=_sha256(text), **vars(made)))
+            connection.execute(insert(tokens).values(row))
             note(connection, _OPERATOR, "create token", made.id, scope, now)
         return text, made
 
@@ -58,7 +61,7 @@ class Tokens:
         query = select(*_COLUMNS).order_by(tokens.c.created_at, tokens.c.id)
         with reading(self._engine) as connection:
             rows = connection.execute(query).mappings().all()
-        return [TokenRecord(**{**row, "scope": Scope(row["scope"])}) for row in rows]
+        return [_record(row) for row in rows]
 
     def revoke(self, token_id: str) -> None:
         """End a token for good.
@@ -84,6 +87,12 @@ class Tokens:
         if row is None or (row.expires_at is not None and row.expires_at <= self._clock()):
             return None
         return Caller(row.owner, Scope(row.scope), row.id)
+
+
+def _record(row: RowMapping) -> TokenRecord:
+    fields = dict(row)
+    quota = Quota(**{field.name: fields.pop(field.name) for field in dataclasses.fields(Quota)})
+    return TokenRecord(**{**fields, "scope": Scope(row["scope"]), "quota": quota})
 
 
 def _sha256(text: str) -> str:

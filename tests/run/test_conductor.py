@@ -363,7 +363,7 @@ def test_a_budget_runs_on_through_a_restart(make_sweep: Callable[..., Sweep]) ->
     sweep.lease.renew(61.0)
     conductor = sweep.conduct()
     assert conductor.next() is None
-    assert (conductor.is_finished, conductor.has_cut_short) == (True, True)
+    assert (conductor.is_finished, conductor.cut_short) == (True, "budget spent")
 
 
 def test_a_budget_that_suffices_cuts_nothing_short(make_sweep: Callable[..., Sweep]) -> None:
@@ -372,7 +372,7 @@ def test_a_budget_that_suffices_cuts_nothing_short(make_sweep: Callable[..., Swe
     run(conductor, next_of(conductor), 0.5)
     sweep.clock.now += 61
     assert conductor.next() is None
-    assert not conductor.has_cut_short
+    assert conductor.cut_short is None
 
 
 def test_a_budget_spent_while_the_last_open_trial_completes_cuts_the_rest_short(
@@ -387,4 +387,4 @@ def test_a_budget_spent_while_the_last_open_trial_completes_cuts_the_rest_short(
     sweep.clock.now += 61
     assert measure(conductor, trial, EPOCHS, 0.5)
     assert sweep.store.trial(sweep.id, trial.number).state is TrialState.COMPLETE
-    assert (conductor.is_finished, conductor.has_cut_short) == (True, True)
+    assert (conductor.is_finished, conductor.cut_short) == (True, "budget spent")

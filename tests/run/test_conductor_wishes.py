@@ -63,7 +63,7 @@ def test_a_drained_sweep_starts_nothing_new_and_lets_end_what_began(
     assert run(conductor, first, 0.5) == EPOCHS
     assert not conductor.is_finished
     assert run(conductor, again, 0.6) == EPOCHS
-    assert (conductor.is_finished, conductor.has_cut_short) == (True, False)
+    assert (conductor.is_finished, conductor.cut_short) == (True, None)
 
 
 def test_one_trial_can_be_stopped(make_sweep: Callable[..., Sweep]) -> None:

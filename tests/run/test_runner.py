@@ -42,7 +42,9 @@ class Scene:
     """A runner that looks twice a second at one sweep, which another runner holds or it itself."""
 
     def __init__(self, home: Path) -> None:
-        settings = Settings.from_environment({"CARE_SWEEP_HOME": str(home)})
+        settings = Settings.from_environment(
+            {"CARE_SWEEP_HOME": str(home), "CARE_SWEEP_MAX_ACTIVE_SWEEPS": "1"}
+        )
         self.clock = Clock()
         self.wall = Clock()
         self.store = Store(open_database(settings.database_url), self.wall)

@@ -186,6 +186,23 @@ def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
         assert found == expected
 
 
+def test_a_late_small_sweep_has_its_share_of_a_full_cluster(client: Client, few_images: str) -> None:
+    """It runs beside the early one, whose trial gives way, waits without a process, and loses no epoch."""
+    early = client.submit(_document(few_images, epochs=400, num_trials=4))["id"]
+    _until(lambda: sum(t["last_epoch"] > 0 for t in client.trials(early)) == 2, "both CPUs are taken")
+    late = client.submit(_document(few_images, baselines=[], num_trials=2))["id"]
+    assert client.wait(late, timeout=120)["state"] == "SUCCEEDED"
+    assert client.sweep(early)["state"] == "RUNNING"
+    _until(lambda: [t["state"] for t in client.trials(early)] == ["RUNNING"] * 2, "it has all again")
+    attempts = [a for n in (0, 1) for a in client.trial(early, n)["attempts"]]
+    assert sorted(a["reason"] or "" for a in attempts) == ["", "", "preempted"]
+    given_back = next(t["number"] for t in client.trials(early) if t["attempt"] == 2)
+    epochs = [m["epoch"] for m in client.measurements(early, given_back)]
+    assert epochs == list(range(1, len(epochs) + 1))
+    client.cancel(early)
+    client.wait(early, timeout=60)
+
+
 def test_a_spent_budget_ends_a_sweep_as_a_success(client: Client, few_images: str) -> None:
     document = _document(few_images, epochs=10_000, budget={"max_seconds": 20}, num_trials=2)
     ended = client.wait(client.submit(document)["id"], timeout=90)

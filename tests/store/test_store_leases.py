@@ -71,12 +71,12 @@ TOLD = {
 
 def test_the_gpus_noted_last_are_those_of_the_sweep(store: Store) -> None:
     lease, other = in_the_middle(store), in_the_middle(store)
-    assert store.gpus_noted(lease.sweep_id) is None
+    assert store.sweep(lease.sweep_id).gpus_per_trial is None
     lease.note_gpus(1.0, "one fits")
     lease.note_gpus(0.25, "four fit")
     lease.explain("there is no room")
-    assert store.gpus_noted(lease.sweep_id) == 0.25
-    assert store.gpus_noted(other.sweep_id) is None
+    assert store.sweep(lease.sweep_id).gpus_per_trial == 0.25
+    assert store.sweep(other.sweep_id).gpus_per_trial is None
 
 
 @pytest.mark.parametrize("name", LEASE_WRITES)

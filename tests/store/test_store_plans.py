@@ -25,7 +25,7 @@ READS: Mapping[str, Callable[[Store, str], object]] = {
     "its measurements": lambda store, sweep: store.measurements(sweep, 300),
     "its attempts": lambda store, sweep: store.attempts(sweep, 300),
     "events": lambda store, sweep: store.events(sweep, after=10, limit=10),
-    "the GPUs of a trial": lambda store, sweep: store.gpus_noted(sweep),
+    "demands": lambda store, _: store.demands(),
     "the last measurement": lambda store, sweep: store.last_measurement(sweep),
     "a key": lambda store, _: store.submitted("a key", "a hash"),
     "an owner's sweeps": lambda store, _: store.seen_by(Caller("local", Scope.READ)).sweeps(),

@@ -1,0 +1,84 @@
+"""Who wants how much of the cluster, and what may their tokens take? Inside a transaction."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, func, select
+
+from care_sweep.errors import QuotaExceeded
+from care_sweep.spec import SweepState, TrialState
+from care_sweep.store.ending import OPEN_STATES
+from care_sweep.store.records import Caller, DemandRecord
+from care_sweep.store.rows import counts_of_trials
+from care_sweep.store.schema import sweeps, tokens
+
+__all__ = ["demands_of_all", "require_quota"]
+
+_ACTIVE = (SweepState.RUNNING, SweepState.STOPPING)
+
+
+def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
+    """What each sweep that somebody drives wants, in order of acceptance."""
+    is_active = sweeps.c.state.in_(list(_ACTIVE)) & sweeps.c.lease_owner.is_not(None)
+    query = (
+        select(
+            sweeps.c.id,
+            sweeps.c.state,
+            sweeps.c.spec,
+            sweeps.c.gpus_per_trial,
+            sweeps.c.share_seconds,
+            sweeps.c.token_id,
+            tokens.c.max_concurrent_trials,
+            (tokens.c.gpu_seconds >= 3600 * tokens.c.max_gpu_hours).label("is_quota_spent"),
+        )
+        .outerjoin(tokens, tokens.c.id == sweeps.c.token_id)
+        .where(is_active)
+        .order_by(sweeps.c.sequence)
+    )
+    rows = connection.execute(query).all()
+    counts = counts_of_trials(connection, [row.id for row in rows])
+    found = []
+    for row in rows:
+        spec, of_state = row.spec, counts[row.id]
+        resources = spec["resources"]
+        num_open = sum(of_state.get(state, 0) for state in OPEN_STATES)
+        num_begun = sum(of_state.values())
+        num_left = 0 if row.state == SweepState.STOPPING else max(0, spec["num_trials"] - num_begun)
+        gpus = row.gpus_per_trial if resources["gpus_per_trial"] == "auto" else resources["gpus_per_trial"]
+        found.append(
+            DemandRecord(
+                id=row.id,
+                priority=spec.get("priority", 1.0),  # absent in what was submitted before there were any
+                cpus_per_trial=resources["cpus_per_trial"],
+                gpus_per_trial=gpus,
+                num_wanted=min(num_open + num_left, spec["max_concurrent_trials"] or num_open + num_left),
+                num_running=of_state.get(TrialState.RUNNING, 0),
+                share_seconds=row.share_seconds,
+                token_id=row.token_id,
+                max_concurrent_trials=row.max_concurrent_trials,
+                is_quota_spent=bool(row.is_quota_spent),
+            )
+        )
+    return found
+
+
+def require_quota(connection: Connection, caller: Caller | None) -> None:
+    """Raise QuotaExceeded where the caller's token may have no further sweep."""
+    if caller is None or caller.token_id is None:
+        return
+    token = connection.execute(
+        select(tokens).where(tokens.c.id == caller.token_id).with_for_update()  # who come at once wait
+    ).one()
+    if token.max_gpu_hours is not None and token.gpu_seconds >= 3600 * token.max_gpu_hours:
+        raise QuotaExceeded(
+            f"the sweeps of this token have taken {token.gpu_seconds / 3600:.4g} GPU hours, and its quota is "
+            f"{token.max_gpu_hours:g}; an operator can make a token with more"
+        )
+    if token.max_sweeps is None:
+        return
+    of_token = (sweeps.c.token_id == caller.token_id) & sweeps.c.finished_at.is_(None)
+    num_sweeps = connection.execute(select(func.count()).where(of_token)).scalar_one()
+    if num_sweeps >= token.max_sweeps:
+        raise QuotaExceeded(
+            f"{num_sweeps} sweeps of this token have not ended, and its quota is {token.max_sweeps}; "
+            "cancel one or wait for its end"
+        )

@@ -1,0 +1,78 @@
+"""What a conductor makes of its share of the cluster, of a quota, and of a driver grown too large."""
+
+from collections.abc import Callable
+
+from conducting import EPOCHS, Sweep, measure, next_of, run, sweep_spec
+
+from care_sweep.run.sharing import UNSHARED, Share
+from care_sweep.spec import TrialState
+from care_sweep.store import Caller, Quota, Scope
+
+
+def test_a_trial_beyond_its_sweeps_share_waits_after_its_epoch(make_sweep: Callable[..., Sweep]) -> None:
+    conductor = make_sweep().conduct()
+    first, second = next_of(conductor), next_of(conductor)
+    conductor.share = Share(num_trials=1)
+    assert measure(conductor, first, 1, 0.5)
+    assert not measure(conductor, second, 1, 0.5)
+    assert (conductor.num_running, conductor.has_room) == (1, False)
+
+
+def test_a_preempted_trial_goes_on_first_and_loses_nothing(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    assignment = next_of(conductor)
+    for epoch in range(1, EPOCHS):
+        conductor.share = Share(num_trials=0)
+        assert measure(conductor, assignment, epoch, 0.5)
+        conductor.share = UNSHARED
+        assignment = next_of(conductor)
+        assert (assignment.number, assignment.attempt, assignment.last_epoch) == (0, epoch + 1, epoch)
+    run(conductor, assignment, 0.5)
+    reasons = [attempt.reason for attempt in sweep.store.attempts(sweep.id, 0)]
+    assert reasons == ["preempted"] * (EPOCHS - 1) + [None]
+    assert sweep.store.trial(sweep.id, 0).state is TrialState.COMPLETE
+
+
+def test_what_a_trial_holds_of_the_cluster_is_counted(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    conductor.share = Share(num_trials=4, cost=0.25, least=100.0)
+    first = next_of(conductor)
+    measure(conductor, first, 1, 0.5)
+    assert sweep.store.sweep(sweep.id).share_seconds == 100.25
+    measure(conductor, first, 2, 0.5)
+    assert sweep.store.sweep(sweep.id).share_seconds == 100.5
+
+
+def test_a_driver_that_hands_over_lets_its_trials_report_first(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    first = next_of(conductor)
+    conductor.hand_over()
+    assert conductor.next() is None
+    assert not conductor.is_finished
+    assert measure(conductor, first, 1, 0.5)
+    assert conductor.is_finished
+    sweep.lease.release(reason="handed over")
+    again = next_of(sweep.conduct())
+    assert (again.number, again.attempt, again.last_epoch) == (0, 2, 1)
+
+
+def test_a_spent_quota_ends_a_sweep_as_a_spent_budget_does(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    _, token = sweep.store.tokens.create(
+        "alice", Scope.SUBMIT, expires_in_seconds=None, quota=Quota(max_gpu_hours=1.5 / 3600)
+    )
+    alice = sweep.store.seen_by(Caller("alice", Scope.SUBMIT, token.id))
+    sweep.id = alice.submit(sweep_spec())[0].id
+    conductor = sweep.conduct()
+    conductor.gpus_per_trial = 1.0
+    first, second = next_of(conductor), next_of(conductor)
+    assert not measure(conductor, first, 1, 0.5)
+    assert not measure(conductor, second, 1, 0.5)
+    assert [one.is_quota_spent for one in conductor.demands() or ()] == [True]
+    assert measure(conductor, first, 2, 0.5)
+    assert conductor.next() is None
+    assert conductor.cut_short == "quota spent"
+    assert sweep.store.trial(sweep.id, 0).reason == "quota spent"

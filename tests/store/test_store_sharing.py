@@ -1,0 +1,131 @@
+"""What active sweeps want of a cluster, and what tokens may take: the same on every database."""
+
+from typing import Any
+
+import pytest
+from situations import PARAMETERS, claimed, in_the_middle, measurement, together, spec
+
+from care_sweep.errors import QuotaExceeded
+from care_sweep.spec import SweepSpec
+from care_sweep.store import Caller, DemandRecord, Quota, Scope, Store
+
+WANTED = {"priority": 1.0, "cpus_per_trial": 1, "gpus_per_trial": None, "share_seconds": 0.0}
+NO_QUOTA = {"token_id": None, "max_concurrent_trials": None, "is_quota_spent": False}
+
+
+def caller(store: Store, **limits: Any) -> Caller:
+    _, token = store.tokens.create("alice", Scope.SUBMIT, expires_in_seconds=None, quota=Quota(**limits))
+    return Caller("alice", Scope.SUBMIT, token.id)
+
+
+def more(document: SweepSpec) -> SweepSpec:
+    return document.model_copy(update={"num_trials": 40})
+
+
+def test_a_driven_sweep_wants_what_is_left_of_it(store: Store) -> None:
+    lease = in_the_middle(store)  # of 4 trials one runs, one waits
+    store.submit(spec())  # waits
+    assert store.demands() == [
+        DemandRecord(id=lease.sweep_id, num_wanted=2, num_running=1, **WANTED, **NO_QUOTA)
+    ]
+
+
+def test_a_sweep_that_drains_wants_no_new_trial(store: Store) -> None:
+    lease = claimed(store)
+    lease.start_attempt(0, 1, PARAMETERS, is_baseline=True)
+    assert [one.num_wanted for one in store.demands()] == [4]
+    store.control.stop(lease.sweep_id)
+    assert [one.num_wanted for one in store.demands()] == [1]
+
+
+def test_a_sweep_wants_no_more_than_it_may_run_at_once(store: Store) -> None:
+    limited = spec().model_copy(update={"max_concurrent_trials": 3, "priority": 2.5})
+    store.claim(store.submit(limited)[0], "runner")
+    assert [(one.num_wanted, one.priority) for one in store.demands()] == [(3, 2.5)]
+
+
+def test_what_was_chosen_for_auto_is_what_a_trial_wants(store: Store) -> None:
+    claimed(store).note_gpus(0.25, "four fit")
+    assert [one.gpus_per_trial for one in store.demands()] == [0.25]
+
+
+def test_nobody_wants_anything_where_nobody_drives(store: Store) -> None:
+    claimed(store).release()
+    assert store.demands() == []
+
+
+def test_what_a_sweep_has_had_is_counted_from_what_it_is_taken_to_have_had(store: Store) -> None:
+    lease = claimed(store)
+    lease.start_attempt(0, 1, PARAMETERS, is_baseline=False)
+    for epoch, had in ((1, 52.0), (2, 54.0)):
+        lease.record(0, 1, measurement(epoch), share_seconds=2.0, least_share_seconds=50.0)
+        assert [one.share_seconds for one in store.demands()] == [had]
+
+
+def test_a_sweep_that_waited_for_a_runner_begins_anew(store: Store) -> None:
+    """Else one that was paused for a day would have the cluster for a day."""
+    lease = claimed(store)
+    lease.start_attempt(0, 1, PARAMETERS, is_baseline=False)
+    lease.record(0, 1, measurement(1), share_seconds=2.0)
+    lease.release()
+    store.claim(store.sweep(lease.sweep_id), "another")
+    assert [one.share_seconds for one in store.demands()] == [2.0], "its driver was lost: it waited for none"
+    store.control.pause(lease.sweep_id)
+    store.control.resume(lease.sweep_id)
+    store.claim(store.sweep(lease.sweep_id), "another")
+    assert [one.share_seconds for one in store.demands()] == [0.0]
+
+
+def test_a_token_has_no_more_sweeps_at_once_than_its_quota(store: Store) -> None:
+    alice = store.seen_by(caller(store, max_sweeps=2))
+    first, _ = alice.submit(spec())
+    alice.submit(spec(), idempotency_key="k", body_sha256="b")
+    with pytest.raises(QuotaExceeded, match="2 sweeps of this token have not ended, and its quota is 2"):
+        alice.submit(spec())
+    assert not alice.submit(spec(), idempotency_key="k", body_sha256="b")[1], "which was accepted before"
+    store.seen_by(caller(store)).submit(spec())
+    alice.control.cancel(first.id)
+    alice.submit(spec())
+
+
+def test_who_submit_at_once_do_not_pass_the_quota_together(store: Store) -> None:
+    alice = store.seen_by(caller(store, max_sweeps=3))
+
+    def submit() -> bool:
+        try:
+            alice.submit(spec())
+        except QuotaExceeded:
+            return False
+        return True
+
+    assert sum(together([submit] * 8)) == 3
+
+
+def test_an_ended_sweep_does_not_go_on_past_the_quota(store: Store) -> None:
+    alice = store.seen_by(caller(store, max_sweeps=1))
+    ended, _ = alice.submit(spec())
+    alice.control.stop(ended.id)
+    alice.submit(spec())
+    with pytest.raises(QuotaExceeded):
+        alice.control.extend(ended.id, more)
+
+
+def test_gpu_hours_count_for_the_token_though_the_sweep_is_deleted(store: Store) -> None:
+    alice = store.seen_by(caller(store, max_gpu_hours=1.0))
+    sweep, _ = alice.submit(spec())
+    lease = store.claim(sweep, "runner")
+    assert lease is not None
+    lease.start_attempt(0, 1, PARAMETERS, is_baseline=False)
+    lease.record(0, 1, measurement(1), gpu_seconds=3599.0)
+    assert [one.is_quota_spent for one in store.demands()] == [False]
+    lease.record(0, 1, measurement(2), gpu_seconds=1.0)
+    assert [one.is_quota_spent for one in store.demands()] == [True]
+    lease.release()
+    alice.control.cancel(sweep.id)
+    again = store.claim(store.sweep(sweep.id), "runner")
+    assert again is not None
+    again.finish_sweep(store.sweep(sweep.id).state.CANCELLED)
+    alice.control.delete(sweep.id)
+    with pytest.raises(QuotaExceeded, match="have taken 1 GPU hours, and its quota is 1"):
+        alice.submit(spec())
+    assert [token.gpu_seconds for token in store.tokens.list()] == [3600.0]
