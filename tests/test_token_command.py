@@ -74,6 +74,16 @@ def test_what_is_mistyped_makes_nothing(url: str, arguments: list[str]) -> None:
     assert json.loads(_type("token", "list", "--json").stdout) == []
 
 
+def test_a_quota_is_kept_and_shown(url: str) -> None:
+    quota = ("--max-sweeps", "4", "--max-concurrent-trials", "8", "--max-gpu-hours", "100")
+    _create("alice", "--scope", "submit", *quota)
+    _create("bob", "--scope", "read")
+    (alice, bob) = json.loads(_type("token", "list", "--json").stdout)
+    assert alice["quota"] == {"max_sweeps": 4, "max_concurrent_trials": 8, "max_gpu_hours": 100.0}
+    assert set(bob["quota"].values()) == {None}
+    assert "4 sweeps, 8 trials, 0 of 100 GPU hours" in _type("token", "list").stdout
+
+
 def test_an_unfit_name_is_told(url: str) -> None:
     said = _type("token", "create", "al ice", "--scope", "read", status=1).stderr
     assert "must begin with a letter or digit" in said

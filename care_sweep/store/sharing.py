@@ -63,11 +63,12 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
 
 def require_quota(connection: Connection, caller: Caller | None) -> None:
     """Raise QuotaExceeded where the caller's token may have no further sweep."""
-    if caller is None or caller.token_id is None:
-        return
+    token_id = None if caller is None else caller.token_id
     token = connection.execute(
-        select(tokens).where(tokens.c.id == caller.token_id).with_for_update()  # who come at once wait
-    ).one()
+        select(tokens).where(tokens.c.id == token_id).with_for_update()  # who come at once wait
+    ).one_or_none()
+    if token is None:
+        return
     if token.max_gpu_hours is not None and token.gpu_seconds >= 3600 * token.max_gpu_hours:
         raise QuotaExceeded(
             f"the sweeps of this token have taken {token.gpu_seconds / 3600:.4g} GPU hours, and its quota is "
@@ -75,7 +76,7 @@ def require_quota(connection: Connection, caller: Caller | None) -> None:
         )
     if token.max_sweeps is None:
         return
-    of_token = (sweeps.c.token_id == caller.token_id) & sweeps.c.finished_at.is_(None)
+    of_token = (sweeps.c.token_id == token_id) & sweeps.c.finished_at.is_(None)
     num_sweeps = connection.execute(select(func.count()).where(of_token)).scalar_one()
     if num_sweeps >= token.max_sweeps:
         raise QuotaExceeded(

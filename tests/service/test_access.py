@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from care_sweep.settings import Settings
-from care_sweep.store import Caller, Scope, Store
+from care_sweep.store import Caller, Quota, Scope, Store
 from care_sweep.store.audit import newest_deeds
 from care_sweep.store.database import reading
 from care_sweep.store.schema import metadata
@@ -195,6 +195,18 @@ def test_a_key_belongs_to_its_owner(guarded: Guarded, http: TestClient) -> None:
     first, second = submit("owner", "mine"), submit("other", "another")
     assert (first.status_code, second.status_code) == (201, 201)
     assert submit("owner", "mine").json()["id"] == first.json()["id"]
+
+
+def test_a_token_gets_no_more_sweeps_than_its_quota(guarded: Guarded, http: TestClient) -> None:
+    quota = Quota(max_sweeps=1)
+    text, _ = guarded.store.tokens.create("new", Scope.SUBMIT, expires_in_seconds=None, quota=quota)
+    headers = {"Authorization": f"Bearer {text}"}
+    assert http.post("/v1/sweeps", json=document(), headers=headers).status_code == 201
+    refused = http.post("/v1/sweeps", json=document(), headers=headers)
+    assert (refused.status_code, refused.json()["title"]) == (403, "Quota exceeded")
+    assert "1 sweeps of this token have not ended, and its quota is 1" in refused.json()["detail"]
+    checked = http.post("/v1/sweeps?validate_only=true", json=document(), headers=headers)
+    assert checked.status_code == 200, "which makes none"
 
 
 # --- refusals ---

@@ -77,6 +77,8 @@ def test_what_is_left_out_stays_and_null_takes_away(http: TestClient, fabricate:
     assert spec["max_concurrent_trials"] == 2
     spec = http.patch(sweep, json={"max_concurrent_trials": None, "budget": None}).json()["spec"]
     assert (spec["budget"], spec["max_concurrent_trials"]) == (None, None)
+    assert spec["priority"] == 1.0
+    assert http.patch(sweep, json={"priority": 3}).json()["spec"]["priority"] == 3.0
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,8 @@ def test_what_is_left_out_stays_and_null_takes_away(http: TestClient, fabricate:
         ({"num_trials": None}, "/num_trials", "integer"),
         ({"num_trials": "9"}, "/num_trials", "integer"),
         ({"seed": 1}, "/seed", "unknown"),
+        ({"priority": 0}, "/priority", "greater than or equal to 0.01"),
+        ({"priority": None}, "/priority", "number"),
         ({"budget": {"max_seconds": -1}}, "/budget/max_seconds", "greater than 0"),
         ([], "", "must be a mapping"),
     ],

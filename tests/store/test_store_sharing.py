@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from situations import PARAMETERS, claimed, in_the_middle, measurement, together, spec
+from situations import PARAMETERS, claimed, in_the_middle, measurement, spec, together
 
 from care_sweep.errors import QuotaExceeded
 from care_sweep.spec import SweepSpec
