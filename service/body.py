@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -55,8 +56,8 @@ def _too_large() -> HTTPException:
     return HTTPException(413, detail, {"Connection": "close"})
 
 
-def described(schema: str) -> dict[str, Any]:
+def described(schema: str, example: Mapping[str, Any]) -> dict[str, Any]:
     """The `openapi_extra` of a route whose body is a document of that schema."""
-    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}
     media = {"application/json": content, "application/yaml": content}
     return {"requestBody": {"required": True, "content": media}}

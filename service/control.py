@@ -57,7 +57,9 @@ def cancel(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld, response: 
 
 
 @router.patch(
-    "", responses={**_SOON, **answers(408, 412, 413, 415, 422)}, openapi_extra=described("SweepChange")
+    "",
+    responses={**_SOON, **answers(408, 412, 413, 415, 422)},
+    openapi_extra=described("SweepChange", {"num_trials": 80}),
 )
 def change(
     sweep_id: SweepId, body: Body, store: StoreHeld, response: Response, if_match: _IfMatch = None
@@ -85,7 +87,7 @@ def delete(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld) -> None:
     "/trials",
     status_code=202,
     responses=answers(403, 404, 408, 409, 413, 415, 422, 503, 507),
-    openapi_extra=described("EnqueuedPoint"),
+    openapi_extra=described("EnqueuedPoint", {"parameters": {"temperature": 0.2}}),
 )
 def enqueue(sweep_id: SweepId, body: Body, store: StoreHeld, response: Response) -> Sweep:
     """Have a configuration tried before what the search suggests; it takes one of `num_trials`."""

@@ -19,6 +19,8 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 
+_EXAMPLE = {"name": "first-look", "space": "cifar10-mini", "num_trials": 20, "priority": 1.0}
+
 _IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -42,7 +44,7 @@ _LastEventId = Annotated[
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
         **answers(403, 408, 409, 413, 415, 422, 503, 507),
     },
-    openapi_extra=described("SweepDocument"),
+    openapi_extra=described("SweepDocument", _EXAMPLE),
 )
 def submit(
     body: Body,

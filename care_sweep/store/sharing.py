@@ -1,6 +1,7 @@
 """Who wants how much of the cluster, and what may their tokens take? Inside a transaction."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from sqlalchemy import Connection, func, select
 
@@ -21,6 +22,7 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
     is_active = sweeps.c.state.in_(list(_ACTIVE)) & sweeps.c.lease_owner.is_not(None)
     query = (
         select(
+            sweeps.c.sequence,
             sweeps.c.id,
             sweeps.c.state,
             sweeps.c.spec,
@@ -32,10 +34,9 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
         )
         .outerjoin(tokens, tokens.c.id == sweeps.c.token_id)
         .where(is_active)
-        .order_by(sweeps.c.sequence)
     )
-    rows = connection.execute(query).all()
-    counts = counts_of_trials(connection, [row.id for row in rows])
+    rows = sorted(connection.execute(query), key=attrgetter("sequence"))
+    counts = counts_of_trials(connection, [row.id for row in rows]) if rows else {}
     found = []
     for row in rows:
         spec, of_state = row.spec, counts[row.id]
@@ -64,6 +65,8 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
 def require_quota(connection: Connection, caller: Caller | None) -> None:
     """Raise QuotaExceeded where the caller's token may have no further sweep."""
     token_id = None if caller is None else caller.token_id
+    if token_id is None:
+        return
     token = connection.execute(
         select(tokens).where(tokens.c.id == token_id).with_for_update()  # who come at once wait
     ).one_or_none()

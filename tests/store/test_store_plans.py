@@ -16,6 +16,12 @@ from care_sweep.store.schema import measurements, trials
 
 LAST_SEEN = "300"  # trial of the page before
 
+
+def _demands(store: Store, sweep_id: str) -> object:
+    store.claim(store.sweep(sweep_id), "runner")
+    return store.demands()
+
+
 READS: Mapping[str, Callable[[Store, str], object]] = {
     "a sweep": lambda store, sweep: store.sweep(sweep),
     "wishes": lambda store, sweep: store.wishes(sweep, seen=0),
@@ -25,7 +31,7 @@ READS: Mapping[str, Callable[[Store, str], object]] = {
     "its measurements": lambda store, sweep: store.measurements(sweep, 300),
     "its attempts": lambda store, sweep: store.attempts(sweep, 300),
     "events": lambda store, sweep: store.events(sweep, after=10, limit=10),
-    "demands": lambda store, _: store.demands(),
+    "demands": _demands,
     "the last measurement": lambda store, sweep: store.last_measurement(sweep),
     "a key": lambda store, _: store.submitted("a key", "a hash"),
     "an owner's sweeps": lambda store, _: store.seen_by(Caller("local", Scope.READ)).sweeps(),
