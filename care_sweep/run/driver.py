@@ -12,9 +12,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from care_sweep.errors import LeaseLost, RevisionMismatch
 from care_sweep.log_lines import begin_logging
@@ -27,6 +27,8 @@ from care_sweep.store import Lease, Store, open_database
 if TYPE_CHECKING:
     from care_sweep.run.conductor import Conductor
 
+    _Work = Callable[[Mapping[str, Any]], None]
+
 __all__ = ["LEASE_LOST", "main"]
 
 LEASE_LOST = 3
@@ -34,18 +36,18 @@ _RENEW_SECONDS = 2.0
 _LOG = logging.getLogger("care_sweep.driver")
 
 
-def main() -> int:
-    """Drive the sweep named on the command line."""
+def main(arguments: Sequence[str] | None = None, work: "_Work | None" = None) -> int:
+    """Drive the sweep named on the command line; `work`, if not training, is what its workers do."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweep", required=True)
     parser.add_argument("--fencing-token", required=True, type=int)
-    arguments = parser.parse_args()
+    told = parser.parse_args(arguments)
     begin_logging("%(asctime)s %(levelname)s %(message)s")
     settings = Settings.from_environment()
     store = Store(open_database(settings.database_url))
-    lease = Lease(store.engine, arguments.sweep, arguments.fencing_token, store.clock, persist=outlast)
+    lease = Lease(store.engine, told.sweep, told.fencing_token, store.clock, persist=outlast)
     try:
-        drive(store, lease, settings)
+        drive(store, lease, settings, work)
     except LeaseLost as error:
         _LOG.warning("%s", error)
         return LEASE_LOST
@@ -62,7 +64,7 @@ def last_words(error: Exception) -> str:
     return lines[-1] if lines[0].startswith("Traceback") else f"{type(error).__name__}: {lines[0]}"
 
 
-def drive(store: Store, lease: Lease, settings: Settings) -> None:
+def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" = None) -> None:
     """Run what is left of the sweep and store how it ended."""
     with _kept(lease):  # also while Ray is imported, which takes longer than a lease on a busy machine
         from care_sweep.run.cluster import connect  # noqa: PLC0415
@@ -73,7 +75,7 @@ def drive(store: Store, lease: Lease, settings: Settings) -> None:
         connect(settings.ray_address)
         storage, num_kept = open_storage(settings.storage_uri), settings.num_checkpoints_kept
         conductor = outlast(lambda: Conductor(store, lease, storage, num_checkpoints_kept=num_kept))
-        run_trials(conductor, settings)
+        run_trials(conductor, settings, *([work] if work else []))
     if conductor.is_paused or conductor.is_handing_over:
         lease.release(reason="paused" if conductor.is_paused else "handed over")
         return

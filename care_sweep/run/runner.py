@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -89,12 +89,14 @@ class Runner:
     """Claims waiting and abandoned sweeps, and ends those that are cancelled. Used from one thread.
 
     It drives so many at once as the settings say; their drivers divide the cluster, for Ray does not.
+    `driver` is the command that drives one, but for its options.
     """
 
     settings: Settings
     store: Store
     monotonic: Callable[[], float] = time.monotonic
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    driver: Sequence[str] = (sys.executable, "-m", "care_sweep.run.driver")
 
     def __post_init__(self) -> None:
         self._storage = open_storage(self.settings.storage_uri)
@@ -179,8 +181,7 @@ class Runner:
             return
         log, log_key = self._log_of(lease)
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "care_sweep.run.driver"]
-        command += ["--sweep", sweep.id, "--fencing-token", str(lease.token)]
+        command = [*self.driver, "--sweep", sweep.id, "--fencing-token", str(lease.token)]
         with log.open("ab") as output:
             process = subprocess.Popen(  # noqa: S603  (our own module; the id is ours)
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,27 +42,35 @@ _MOST_MEMORY_BYTES = 360 * 2**20
 _FEW_TRIALS = 100  # that a driver ends before it hands over, however large it was from the start
 
 
-def run_trials(conductor: Conductor, settings: Settings) -> None:
+def run_trials(
+    conductor: Conductor, settings: Settings, work: Callable[[Mapping[str, Any]], None] = run_attempt
+) -> None:
     """Run a sweep's trials on the connected Ray cluster until the conductor has no more.
 
-    While the sweep has no share of the cluster, its driver holds nothing of Ray and waits.
+    `work` is what a worker does with one attempt. While the sweep has no share of the cluster, its driver
+    holds nothing of Ray and waits.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     conductor.gpus_per_trial = choose_gpus(conductor, settings)
     cluster = _Cluster(conductor)
     while cluster.await_share():
-        _run(conductor, cluster, settings)
+        _run(conductor, cluster, settings, work)
 
 
-def _run(conductor: Conductor, cluster: "_Cluster", settings: Settings) -> None:
+def _run(
+    conductor: Conductor,
+    cluster: "_Cluster",
+    settings: Settings,
+    work: Callable[[Mapping[str, Any]], None],
+) -> None:
     """One run of Ray Tune: until the sweep has no more trials, or no share."""
     cpus = conductor.spec.resources.cpus_per_trial
     searcher = _ConductedSearcher(conductor, cluster, settings)
     settings.scratch_directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=settings.scratch_directory, ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
-            tune.with_resources(run_attempt, functools.partial(_bundle, cpus)),
+            tune.with_resources(work, functools.partial(_bundle, cpus)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=_ConductedScheduler(conductor),
