@@ -38,9 +38,13 @@ _LONGEST_SECONDS = 1800.0
 
 
 class SimulatedCluster:
-    """A head and so many nodes, each with its own raylet; the environment leads to it. One a process."""
+    """A head and so many nodes, each with its own raylet; the environment leads to it. One a process.
 
-    def __init__(self, home: Path, num_nodes: int) -> None:
+    `node` is what each has, as Ray's `Cluster.add_node` takes it; GPUs need not be there.
+    """
+
+    def __init__(self, home: Path, num_nodes: int, node: Mapping[str, int] | None = None) -> None:
+        self._node = {"num_cpus": 1, **(node or {})}
         self._scratch = ray_scratch(home)
         scratch = self._scratch.__enter__()
         (scratch / "ray").mkdir()  # for the address of the cluster that was started last
@@ -50,13 +54,13 @@ class SimulatedCluster:
         head = {"num_cpus": 0, "include_dashboard": False, "dashboard_port": free_port()}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         os.environ["RAY_ADDRESS"] = self._cluster.address
-        self._nodes = [self._cluster.add_node(num_cpus=1, wait=False) for _ in range(num_nodes)]
+        self._nodes = [self._cluster.add_node(**self._node, wait=False) for _ in range(num_nodes)]
         self._cluster.wait_for_nodes()
 
     def kill(self, index: int) -> None:
         """End a node and all its processes at once, and add another in its place."""
         self._cluster.remove_node(self._nodes[index], allow_graceful=False)
-        self._nodes[index] = self._cluster.add_node(num_cpus=1, wait=False)
+        self._nodes[index] = self._cluster.add_node(**self._node, wait=False)
 
     def end(self) -> None:
         self._cluster.shutdown()

@@ -19,13 +19,10 @@ import asyncio
 import json
 import os
 import platform
-import resource
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -37,6 +34,7 @@ from urllib.parse import urlsplit
 import httpx2
 from databases import KINDS, database
 from filled import fill
+from serving import Service, allow_files, service_on
 from sqlalchemy import Engine
 
 from care_sweep.search.catalog import load_space, resolve_sweep
@@ -61,19 +59,6 @@ _WHOLE = Size((1, 10, 100, 1000), 10.0, ((1_000, 100), (10_000, 10)), 200)
 _QUICK = Size((1, 10), 1.0, ((20, 50),), 10)
 
 
-@dataclass(frozen=True)
-class Service:
-    """A running service."""
-
-    address: str
-    pid: int
-
-    @property
-    def cpu_seconds(self) -> float:
-        times = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]  # user, system
-        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--directory", type=Path, help="on the disk to measure; by default a temporary one")
@@ -83,13 +68,13 @@ def main() -> None:
     if arguments.directory:
         arguments.directory.mkdir(parents=True, exist_ok=True)
     size = _QUICK if arguments.quick else _WHOLE
-    _allow_files(2 * max(size.clients) + 100)
+    allow_files(2 * max(size.clients) + 100)
     machine = {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
     report: dict[str, Any] = {"seed": arguments.seed, "quick": arguments.quick, "machine": machine}
     with TemporaryDirectory(prefix="care-sweep-store-", dir=arguments.directory) as name:
         folder = Path(name).absolute()
         for kind in KINDS:
-            with database(kind, folder) as url, _service(folder / f"home-{kind}", url) as service:
+            with database(kind, folder) as url, service_on(folder / f"home-{kind}", url) as service:
                 engine = open_database(url)
                 report[kind] = _measure(Store(engine), service, size, arguments.seed)
                 engine.dispose()
@@ -256,32 +241,6 @@ def _read_events(http: httpx2.Client, path: str) -> None:
 
 
 # --- surroundings -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _service(home: Path, database_url: str) -> Iterator[Service]:
-    """A service on that database, for the length of a `with`."""
-    home.mkdir()
-    environment = {**os.environ, "CARE_SWEEP_HOME": str(home), "CARE_SWEEP_DATABASE_URL": database_url}
-    command = [sys.executable, "-m", "service", "--port", "0"]
-    with (home / "service.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the service did not start: {(home / 'service.log').read_text()}")
-        yield Service(line.split()[-1], process.pid)
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
-
-
-def _allow_files(number: int) -> None:
-    """A connection is an open file, here and in the service, which inherits the limit."""
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, min(number, most)), most))
 
 
 def _stored(store: Store) -> set[str]:
