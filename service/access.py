@@ -19,7 +19,7 @@ from care_sweep.store.schema import LOCAL_OWNER
 from service.origin import READS
 from service.rate import RateLimiter
 
-__all__ = ["Access", "CallerHeld", "IsOver", "authenticate", "limit_strangers"]
+__all__ = ["Access", "CallerHeld", "IsOver", "authenticate", "authenticate_watcher", "limit_strangers"]
 
 _REMEMBERED_SECONDS = 2.0
 """So long is a token not looked up again, and so long at most does a revoked one still open."""
@@ -118,6 +118,21 @@ async def authenticate(request: Request, credentials: _Credentials) -> Caller:
         HTTPException: 401, 403 or 429.
         DatabaseUnavailable: nobody knows at present.
     """
+    wanted = Scope.READ if request.method in READS else Scope.SUBMIT
+    return await _admitted(request, credentials, wanted)
+
+
+CallerHeld = Annotated[Caller, Depends(authenticate)]
+
+
+async def authenticate_watcher(request: Request, credentials: _Credentials) -> Caller:
+    """A dependency: who asks for the figures of the whole installation. Raises as `authenticate`."""
+    return await _admitted(request, credentials, Scope.METRICS)
+
+
+async def _admitted(
+    request: Request, credentials: HTTPAuthorizationCredentials | None, wanted: Scope
+) -> Caller:
     access: Access = request.app.state.access
     token = None if credentials is None else credentials.credentials
     try:
@@ -126,13 +141,9 @@ async def authenticate(request: Request, credentials: _Credentials) -> Caller:
         if error.status_code == 401:
             _log.warning("refused 401: %s %s, from %s", request.method, request.url.path, _peer(request))
         raise
-    wanted = Scope.READ if request.method in READS else Scope.SUBMIT
     if not caller.scope.includes(wanted):
         _refuse(request, caller, wanted)
     return caller
-
-
-CallerHeld = Annotated[Caller, Depends(authenticate)]
 
 
 def _refuse(request: Request, caller: Caller, wanted: Scope) -> NoReturn:

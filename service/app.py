@@ -11,10 +11,11 @@ from pydantic.json_schema import models_json_schema
 
 from care_sweep.settings import Settings
 from care_sweep.storage import open_storage
-from care_sweep.store import Store
-from service import control, export, problems, surroundings, sweeps, trials
-from service.access import Access, authenticate, limit_strangers
+from care_sweep.store import Store, observe_transactions
+from service import control, export, metrics, problems, surroundings, sweeps, trials
+from service.access import Access, authenticate, authenticate_watcher, limit_strangers
 from service.headers import SecurityHeaders
+from service.measured import MeasuredRequests, Measures
 from service.origin import refuse_foreign_requests
 from service.readiness import Readiness
 from service.request import refuse_unfit_parameters
@@ -56,7 +57,12 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    measures = Measures()
+    measures.registry.register(metrics.StoreCollector(store))
+    observe_transactions(store.engine, measures.transaction)
     app.add_middleware(SecurityHeaders, docs_url=app.docs_url)
+    app.add_middleware(MeasuredRequests, measures=measures)
+    app.state.measures = measures
     app.state.settings, app.state.store, app.state.names = settings, store, names
     app.state.access = Access(
         store.tokens, is_required=requires_tokens, requests_per_second=settings.requests_per_second
@@ -69,6 +75,10 @@ def create_app(
     refusals = problems.answers(401, 421, 422, 429, 503)
     for router in (sweeps.router, control.router, trials.router, export.router, surroundings.router):
         app.include_router(router, dependencies=checks, responses=refusals)
+    checks = [
+        Depends(one) for one in (refuse_foreign_requests, authenticate_watcher, refuse_unfit_parameters)
+    ]
+    app.include_router(metrics.router, dependencies=checks, responses=refusals)
     checks = [Depends(limit_strangers), Depends(refuse_unfit_parameters)]  # a probe calls it as it likes
     app.include_router(surroundings.health, dependencies=checks, responses=problems.answers(422, 429))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it

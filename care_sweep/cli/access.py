@@ -30,8 +30,8 @@ _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is: tokens of one name see the same sweeps.")],
     scope: Annotated[
-        Literal["read", "submit", "admin"],
-        typer.Option(help="See sweeps; make and steer them too; see and steer everybody's."),
+        Literal["read", "submit", "admin", "metrics"],
+        typer.Option(help="See sweeps; make and steer them too; see and steer everybody's; /metrics alone."),
     ],
     expires_in: Annotated[str, typer.Option(metavar="TIME", help="As 45m, 12h, 30d, or never.")] = "90d",
     max_sweeps: Annotated[int | None, typer.Option(help="That have not ended, at most.", min=0)] = None,

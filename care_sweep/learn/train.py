@@ -96,14 +96,18 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     losses = trial.restore(resume_from) if resume_from is not None else {}
     while True:
-        started = time.perf_counter()
+        started, num_images = time.perf_counter(), 0
         if trial.num_epochs_done < config.epochs:
-            losses = trial.train_epoch()
+            losses, num_images = trial.train_epoch(), trial.num_steps * config.batch_size
         epoch = trial.num_epochs_done
         with written_beside(_state_path(directory, epoch), trial.state(losses), device):
             metrics, reference = _evaluate(trial, losses, directory, started)
         seconds = time.perf_counter() - started
-        report(Measurement(epoch=epoch, metrics=metrics, seconds=seconds, checkpoint=reference))
+        report(
+            Measurement(
+                epoch=epoch, metrics=metrics, seconds=seconds, num_images=num_images, checkpoint=reference
+            )
+        )
         _state_path(directory, epoch - 2).unlink(missing_ok=True)
         if epoch == config.epochs:
             return

@@ -8,7 +8,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from care_sweep.errors import DatabaseUnavailable, StorageError
@@ -110,6 +111,7 @@ class Conductor:
         self._clock = clock
         self._seconds_before, self._began = sweep.active_seconds, clock()
         self._gpu_seconds = sweep.gpu_seconds
+        self._search_seconds = 0.0  # that are not stored yet
         self.revision, self._looked_at = 0, -math.inf
         self._state = sweep.state
         self._enqueued: dict[int, Mapping[str, Scalar]] = {}
@@ -361,6 +363,7 @@ class Conductor:
             value=value,
             reason=reason,
             gpu_seconds=gpu_seconds,
+            search_seconds=self._searched(),
             share_seconds=measurement.seconds * self.share.cost,
             least_share_seconds=self.share.least,
         )
@@ -389,7 +392,8 @@ class Conductor:
             parameters = self._enqueued.pop(point)
             self._study.restore(number, parameters, TrialState.RUNNING, {}, None)
         else:
-            parameters = self._study.ask(number)
+            with self._searching():
+                parameters = self._study.ask(number)
         self._open[number] = _OpenTrial(parameters, number < len(baselines), attempt=1)
         self._num_started += 1
         return self._start(number, enqueued_as=point)
@@ -402,6 +406,7 @@ class Conductor:
             trial.parameters,
             is_baseline=trial.is_baseline,
             enqueued_as=enqueued_as,
+            search_seconds=self._searched(),
         )
         config = self.spec.space.trial_config(trial.parameters, self.spec.seed)
         prefix, gpus = self._trial_prefix(number), self._gpus_of(trial)
@@ -435,14 +440,18 @@ class Conductor:
         if value is not None:
             trial.last_value = value
             if not trial.is_baseline:
-                self._study.report(number, epoch, value)
+                with self._searching():
+                    self._study.report(number, epoch, value)
 
     def _close(self, number: int, state: TrialState, value: float | None) -> None:
         trial = self._open.pop(number)
         self._num_ended += 1
         discard_training_states(self._storage, self._trial_prefix(number))
-        if trial.is_baseline:
-            return
+        if not trial.is_baseline:
+            with self._searching():
+                self._tell(number, state, value)
+
+    def _tell(self, number: int, state: TrialState, value: float | None) -> None:
         if state is TrialState.COMPLETE and value is not None:
             self._study.complete(number, value)
         elif state is TrialState.PRUNED:
@@ -451,6 +460,17 @@ class Conductor:
             self._study.infeasible(number, value)
         else:
             self._study.fail(number)
+
+    @contextmanager
+    def _searching(self) -> Iterator[None]:
+        began = self._clock()
+        yield
+        self._search_seconds += self._clock() - began
+
+    def _searched(self) -> float:
+        """Seconds of the search since it was last asked for; what the sweep's last trial took is not kept."""
+        seconds, self._search_seconds = self._search_seconds, 0.0
+        return seconds
 
     def _note_checkpoint(
         self, number: int, value: float | None, is_baseline: bool, checkpoint: CheckpointReference | None

@@ -50,9 +50,14 @@ class CheckpointReference(Document):
 
 
 class Measurement(Document):
-    """What one epoch reported: finite metrics, its seconds with evaluation, perhaps a checkpoint."""
+    """What one epoch reported: finite metrics, its seconds with evaluation, perhaps a checkpoint.
+
+    Attributes:
+        num_images: that were trained on in those seconds.
+    """
 
     epoch: int = Field(ge=1)
     metrics: dict[str, float]
     seconds: float = Field(ge=0)
+    num_images: int = Field(0, ge=0)
     checkpoint: CheckpointReference | None = None

@@ -1,6 +1,7 @@
 """What must not be lost: sweeps, trials, measurements, events, leases and tokens, in one SQL database."""
 
-from care_sweep.store.database import open_database
+from care_sweep.store.database import observe_transactions, open_database
+from care_sweep.store.figures import Figures, HeldFigures, installation_figures
 from care_sweep.store.lease import Lease
 from care_sweep.store.records import (
     AttemptRecord,
@@ -29,6 +30,8 @@ __all__ = [
     "ClusterRecord",
     "DemandRecord",
     "EventRecord",
+    "Figures",
+    "HeldFigures",
     "HoldRecord",
     "Lease",
     "MeasurementRecord",
@@ -41,5 +44,7 @@ __all__ = [
     "Tokens",
     "TrialRecord",
     "Wishes",
+    "installation_figures",
+    "observe_transactions",
     "open_database",
 ]

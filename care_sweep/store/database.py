@@ -1,7 +1,8 @@
 """How the database is opened, made durable and brought to this version's schema."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ from care_sweep.store import postgresql
 from care_sweep.store.schema import SCHEMA_VERSION
 from care_sweep.store.trouble import in_words, told
 
-__all__ = ["open_as_it_is", "open_database", "reading", "schema_version", "writing"]
+__all__ = [
+    "observe_transactions",
+    "open_as_it_is",
+    "open_database",
+    "reading",
+    "schema_version",
+    "writing",
+]
 
 _BUSY_SECONDS = 30.0
+_OBSERVER = "care_sweep_observer"
 _NUM_CONNECTIONS = 15  # all are kept: to open one anew for each request costs as much as the request
 
 
@@ -66,6 +75,14 @@ def open_as_it_is(url: str) -> Engine:
         return engine
 
 
+def observe_transactions(engine: Engine, observe: Callable[[str, float], None]) -> None:
+    """Have each transaction's kind (`read` or `write`) and seconds told, whether it succeeds or not.
+
+    They begin with the wait for a connection and end when the commit is durable.
+    """
+    engine.update_execution_options(**{_OBSERVER: observe})
+
+
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction that writes. On SQLite it takes the write lock at once: reading first would fail.
@@ -73,7 +90,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises:
         DatabaseUnavailable: the database does not take it at present.
     """
-    with told(), engine.connect() as connection:
+    with _observed(engine, "write"), told(), engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection.execution_options(care_sweep_begin="BEGIN IMMEDIATE")
         with connection.begin():
@@ -83,11 +100,22 @@ def writing(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """One consistent snapshot. Raises DatabaseUnavailable where the database does not answer."""
-    with told(), engine.connect() as connection:
+    with _observed(engine, "read"), told(), engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with connection.begin():
             yield connection
+
+
+@contextmanager
+def _observed(engine: Engine, kind: str) -> Iterator[None]:
+    observe = engine.get_execution_options().get(_OBSERVER)
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        if observe is not None:
+            observe(kind, time.perf_counter() - began)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec
 
-from sqlalchemy import ColumnElement, Connection, Engine, case, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, insert, select, update
 
 from care_sweep.errors import DatabaseBusy, LeaseLost, RevisionMismatch
 from care_sweep.spec import Measurement, Scalar, SweepState, TrialState
@@ -83,10 +83,8 @@ class Lease:
             raise DatabaseBusy(f"another write of sweep {self.sweep_id} has not ended")
         try:
             self._unanswered = None
-            with self._fenced() as connection:
-                spent = sweeps.c.active_seconds + active_seconds
-                sweep = sweeps.c.id == self.sweep_id
-                connection.execute(update(sweeps).where(sweep).values(active_seconds=spent))
+            with self._fenced(active_seconds=active_seconds):
+                pass
         finally:
             self._at_work.release()
 
@@ -120,6 +118,7 @@ class Lease:
         *,
         is_baseline: bool,
         enqueued_as: int | None = None,
+        search_seconds: float = 0.0,
     ) -> None:
         """A trial begins, for the first time (attempt 1, which creates it) or again (one attempt later).
 
@@ -127,7 +126,7 @@ class Lease:
         takes it from the queue.
         """
         now = self._clock()
-        with self._fenced() as connection:
+        with self._fenced(search_seconds=search_seconds) as connection:
             change = {"state": TrialState.RUNNING, "attempt": attempt}
             if attempt == 1:
                 row = {"parameters": dict(parameters), "is_baseline": is_baseline, "started_at": now}
@@ -164,6 +163,7 @@ class Lease:
         value: float | None = None,
         reason: str | None = None,
         gpu_seconds: float = 0.0,
+        search_seconds: float = 0.0,
         share_seconds: float = 0.0,
         least_share_seconds: float = 0.0,
     ) -> None:
@@ -174,7 +174,9 @@ class Lease:
         `least_share_seconds` of before.
         """
         now = self._clock()
-        with self._fenced() as connection:
+        spent = {"gpu_seconds": gpu_seconds, "share_seconds": share_seconds}
+        spent |= {"search_seconds": search_seconds, "num_images": measurement.num_images}
+        with self._fenced(**spent) as connection:
             changed = connection.execute(
                 update(trials)
                 .where(self._trial(number), trials.c.attempt == attempt)
@@ -195,15 +197,15 @@ class Lease:
             )
             data = {"number": number, "epoch": measurement.epoch, "metrics": measurement.metrics}
             add_event(connection, self.sweep_id, "measurement", data, now)
-            came_late = sweeps.c.share_seconds < least_share_seconds
-            had = case((came_late, least_share_seconds), else_=sweeps.c.share_seconds)
-            cost = {"gpu_seconds": sweeps.c.gpu_seconds + gpu_seconds, "share_seconds": had + share_seconds}
             sweep = sweeps.c.id == self.sweep_id
-            connection.execute(update(sweeps).where(sweep).values(cost))
+            if least_share_seconds:
+                least = least_share_seconds + share_seconds
+                came_late = sweeps.c.share_seconds < least
+                connection.execute(update(sweeps).where(sweep, came_late).values(share_seconds=least))
             if gpu_seconds:
                 of_sweep = select(sweeps.c.token_id).where(sweep).scalar_subquery()
-                spent = tokens.c.gpu_seconds + gpu_seconds
-                connection.execute(update(tokens).where(tokens.c.id == of_sweep).values(gpu_seconds=spent))
+                used = tokens.c.gpu_seconds + gpu_seconds
+                connection.execute(update(tokens).where(tokens.c.id == of_sweep).values(gpu_seconds=used))
             if state is not None:
                 checkpoint = measurement.checkpoint
                 end_trial(
@@ -275,13 +277,15 @@ class Lease:
         return open_trial(self.sweep_id, number)
 
     @contextmanager
-    def _fenced(self) -> Iterator[Connection]:
+    def _fenced(self, **spent: float) -> Iterator[Connection]:
+        """A transaction of the holder's; `spent` is added to columns of the sweep."""
         with writing(self._engine) as connection:
             held = (sweeps.c.id == self.sweep_id) & (sweeps.c.fencing_token == self.token)
+            more = {name: sweeps.c[name] + amount for name, amount in spent.items() if amount}
             counter = connection.execute(
                 update(sweeps)
                 .where(held, sweeps.c.state.in_(_HELD), sweeps.c.lease_owner.is_not(None))
-                .values(lease_counter=sweeps.c.lease_counter + 1)
+                .values(lease_counter=sweeps.c.lease_counter + 1, **more)
                 .returning(sweeps.c.lease_counter)
             ).scalar()
             self._refuse_second(connection, held, counter)

@@ -30,18 +30,20 @@ _T = TypeVar("_T")
 
 
 class Scope(StrEnum):
-    """What a token may do; each includes those before it.
+    """What a token may do.
 
-    READ sees its owner's sweeps, SUBMIT makes and steers them, ADMIN sees and steers everybody's.
+    READ sees its owner's sweeps, SUBMIT makes and steers them too, ADMIN sees and steers everybody's. METRICS
+    sees the figures of the whole installation and nothing else.
     """
 
+    METRICS = "metrics"
     READ = "read"
     SUBMIT = "submit"
     ADMIN = "admin"
 
     def includes(self, other: "Scope") -> bool:
-        scopes = list(Scope)
-        return scopes.index(self) >= scopes.index(other)
+        """ADMIN includes all, SUBMIT also READ."""
+        return self is other or self is Scope.ADMIN or (self, other) == (Scope.SUBMIT, Scope.READ)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ class HoldRecord:
 @dataclass(frozen=True)
 class SweepRecord:
     """One accepted sweep. `fencing_token` counts its claims, `lease_counter` its owner's signs of life,
-    `revision` the wishes of users; what was spent is that of drivers and of stored epochs; `gpus_per_trial`
-    is what was chosen where the document says `auto`, `token_id` that of the token that submitted it."""
+    `revision` the wishes of users; what was spent is that of drivers and of stored epochs, `num_images` are
+    those trained on in them; `gpus_per_trial` is what was chosen where the document says `auto`, `token_id`
+    that of the token that submitted it."""
 
     id: str
     name: str
@@ -147,6 +150,8 @@ class SweepRecord:
     revision: int
     active_seconds: float
     gpu_seconds: float
+    search_seconds: float
+    num_images: int
     owner: str
     token_id: str | None
     gpus_per_trial: float | None

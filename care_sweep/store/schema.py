@@ -33,7 +33,7 @@ __all__ = [
     "trials",
 ]
 
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0006"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 LOCAL_OWNER = "local"
@@ -62,6 +62,8 @@ sweeps = Table(
     Column("revision", Integer, nullable=False, server_default="1"),
     Column("active_seconds", Float, nullable=False, server_default="0"),
     Column("gpu_seconds", Float, nullable=False, server_default="0"),
+    Column("search_seconds", Float, nullable=False, server_default="0"),
+    Column("num_images", BigInteger, nullable=False, server_default="0"),
     Column("owner", String(100), nullable=False, server_default=LOCAL_OWNER),
     Column("token_id", String(12)),  # of the token that submitted it, if one did
     Column("gpus_per_trial", Float),  # what was chosen where its document says `auto`
@@ -112,6 +114,7 @@ attempts = Table(
     Column("finished_at", Float),
     Column("reason", String(64)),
     Column("message", Text),
+    Column("place", JSON(none_as_null=True)),  # in the Ray cluster
     ForeignKeyConstraint(
         ["sweep_id", "trial_number"], ["trials.sweep_id", "trials.number"], ondelete="CASCADE"
     ),

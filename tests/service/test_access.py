@@ -31,6 +31,7 @@ class Kind(Enum):
     NEW = (401, 403, 200, 200, 200)
     LOOK = (401, 200, 200, 404, 200)
     WISH = (401, 403, 200, 404, 200)
+    WATCH = (401, 403, 403, 403, 200)
 
 
 CALLERS = ("nobody", "reader", "owner", "other", "admin")
@@ -39,6 +40,7 @@ CALLERS = ("nobody", "reader", "owner", "other", "admin")
 TABLE: Mapping[tuple[str, str], Kind] = {
     ("get", "/healthz"): Kind.OPEN,
     ("get", "/readyz"): Kind.OPEN,
+    ("get", "/metrics"): Kind.WATCH,
     ("get", "/v1/cluster"): Kind.ANYBODYS,
     ("get", "/v1/search-spaces"): Kind.ANYBODYS,
     ("get", "/v1/search-spaces/{name}"): Kind.ANYBODYS,

@@ -30,6 +30,7 @@ ROUTES = {
     "/v1/cluster": {"get"},
     "/healthz": {"get"},
     "/readyz": {"get"},
+    "/metrics": {"get"},
 }
 
 

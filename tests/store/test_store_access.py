@@ -107,7 +107,7 @@ def test_an_unfit_name_is_refused(store: Store, name: str) -> None:
     assert not picture(store)["tokens"]
 
 
-@pytest.mark.parametrize("wanted", Scope)
+@pytest.mark.parametrize("wanted", [Scope.READ, Scope.SUBMIT, Scope.ADMIN])
 def test_each_scope_includes_those_before_it(wanted: Scope) -> None:
     order = [Scope.READ, Scope.SUBMIT, Scope.ADMIN]
     assert [has for has in order if has.includes(wanted)] == order[order.index(wanted) :]

@@ -292,11 +292,14 @@ def test_what_was_spent_is_counted_with_what_it_was_spent_on(store: Store) -> No
     lease.renew(2.0)
     lease.renew(0.5)
     lease.start_attempt(0, 1, PARAMETERS, is_baseline=False)
-    lease.record(0, 1, measurement(1), gpu_seconds=30.0)
+    lease.start_attempt(1, 1, PARAMETERS, is_baseline=False, search_seconds=0.25)
+    trained = measurement(1).model_copy(update={"num_images": 512})
+    lease.record(0, 1, trained, gpu_seconds=30.0, search_seconds=0.5)
     with pytest.raises(AssertionError):
         lease.record(0, 1, measurement(1), gpu_seconds=30.0)
     sweep = store.sweep(lease.sweep_id)
     assert (sweep.active_seconds, sweep.gpu_seconds) == (2.5, 30.0)
+    assert (sweep.search_seconds, sweep.num_images) == (0.75, 512)
 
 
 # --- random lives ---

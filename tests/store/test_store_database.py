@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from situations import claimed, in_the_middle, picture, spec
-from sqlalchemy import delete, func, insert, make_url, select, text
+from sqlalchemy import column, delete, func, insert, make_url, select, table, text
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseError
@@ -57,7 +57,7 @@ def test_migrations_build_what_the_schema_says(store: Store) -> None:
         assert context.get_current_revision() == SCHEMA_VERSION
 
 
-@pytest.mark.parametrize("release", ["0001", "0002", "0003"])
+@pytest.mark.parametrize("release", ["0001", "0002", "0003", "0004"])
 def test_every_released_schema_is_migrated_with_its_rows(database_url: str, release: str) -> None:
     """The rows are written as that release wrote them, by name."""
     engine = open_database(database_url)
@@ -77,11 +77,10 @@ def test_every_released_schema_is_migrated_with_its_rows(database_url: str, rele
             "INSERT INTO trials (sweep_id, number, parameters, is_baseline, state, attempt, last_epoch)"
             " VALUES ('abc', 0, '{}', FALSE, 'RUNNING', 2, 7)"
         )
-        key = (
-            "INSERT INTO idempotency_keys (key, body_sha256, sweep_id, created_at)"
-            " VALUES ('a key', 'a hash', 'abc', :now)"
-        )
-        connection.execute(text(key), {"now": time.time()})
+        key = {"key": "a key", "body_sha256": "a hash", "sweep_id": "abc", "created_at": time.time()}
+        if release >= "0004":
+            key["owner"] = "local"
+        connection.execute(table("idempotency_keys", *map(column, key)).insert(), key)
     engine.dispose()
 
     engine = open_database(database_url)
@@ -91,6 +90,7 @@ def test_every_released_schema_is_migrated_with_its_rows(database_url: str, rele
     engine.dispose()
     assert (record.name, record.spec, record.revision, record.active_seconds) == ("old", spec(), 1, 0.0)
     assert (record.owner, again) == ("local", record)
+    assert (record.search_seconds, record.num_images) == (0.0, 0)
     assert (trial.state, trial.attempt, trial.last_epoch, trial.is_stop_requested) == ("RUNNING", 2, 7, False)
 
 
