@@ -92,13 +92,15 @@ class Trial(TypedDict):
 
 
 class Attempt(TypedDict):
-    """One execution of a trial, and why it ended."""
+    """One execution of a trial, why it ended, and where Ray's dashboard shows it and its log, if it does."""
 
     attempt: int
     started_at: str
     finished_at: str | None
     reason: str | None
     message: str | None
+    dashboard_url: str | None
+    log_url: str | None
 
 
 class TrialDetail(Trial):

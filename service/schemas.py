@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from care_sweep.documents import Document
 from care_sweep.search.analysis import Comparison, Importance, RankedTrial
-from care_sweep.spec import Budget, Scalar, SearchSpace, SweepSpec, SweepState, TrialState
+from care_sweep.spec import Budget, Place, Scalar, SearchSpace, SweepSpec, SweepState, TrialState
 from care_sweep.store import (
     AttemptRecord,
     ClusterRecord,
@@ -228,13 +228,32 @@ class Trial(BaseModel):
 
 
 class Attempt(BaseModel):
-    """One execution of a trial, and why it ended."""
+    """One execution of a trial, why it ended, and where Ray's dashboard shows it.
+
+    The dashboard knows it while its cluster lives; the URLs are null before a worker has begun, and once no
+    runner tells of that cluster any more.
+    """
 
     attempt: int
     started_at: datetime
     finished_at: datetime | None
     reason: str | None
     message: str | None
+    dashboard_url: str | None = Field(description="of the actor that runs it, or ran it")
+    log_url: str | None = Field(description="of what the actor's process has printed")
+
+    @classmethod
+    def of(cls, record: AttemptRecord, clusters: Sequence[ClusterRecord]) -> Self:
+        actor, log = _shown_by_ray(record.place, clusters)
+        return cls(
+            attempt=record.attempt,
+            started_at=_moment(record.started_at),
+            finished_at=_time(record.finished_at),
+            reason=record.reason,
+            message=record.message,
+            dashboard_url=actor,
+            log_url=log,
+        )
 
 
 class TrialDetail(Trial):
@@ -243,18 +262,10 @@ class TrialDetail(Trial):
     attempts: list[Attempt]
 
     @classmethod
-    def with_attempts(cls, record: TrialRecord, attempts: Sequence[AttemptRecord]) -> Self:
-        shown = [
-            Attempt(
-                attempt=attempt.attempt,
-                started_at=_moment(attempt.started_at),
-                finished_at=_time(attempt.finished_at),
-                reason=attempt.reason,
-                message=attempt.message,
-            )
-            for attempt in attempts
-        ]
-        return cls(**cls.fields_of(record), attempts=shown)
+    def with_attempts(
+        cls, record: TrialRecord, attempts: Sequence[AttemptRecord], clusters: Sequence[ClusterRecord]
+    ) -> Self:
+        return cls(**cls.fields_of(record), attempts=[Attempt.of(one, clusters) for one in attempts])
 
 
 class TrialPage(BaseModel):
@@ -366,6 +377,17 @@ class Status(BaseModel):
 
     status: str
     version: str
+
+
+def _shown_by_ray(place: Place | None, clusters: Sequence[ClusterRecord]) -> tuple[str | None, str | None]:
+    """The pages of an actor and of its log, in the dashboard of the cluster that has its node."""
+    if place is not None:
+        for cluster in clusters:
+            dashboard = cluster.report.get("dashboard_url")
+            if dashboard and any(node["id"] == place.node_id for node in cluster.report.get("nodes", ())):
+                log = f"{dashboard}/#/logs/viewer?nodeId={place.node_id}&fileName={place.log_name}"
+                return f"{dashboard}/#/actors/{place.actor_id}", log if place.log_name else None
+    return None, None
 
 
 def _moment(seconds: float) -> datetime:

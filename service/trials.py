@@ -34,7 +34,8 @@ def list_trials(
 @router.get("/{number}", responses=answers(404, 503))
 def get_trial(sweep_id: SweepId, number: TrialNumber, store: StoreHeld) -> TrialDetail:
     """One trial, with each of its attempts."""
-    return TrialDetail.with_attempts(store.trial(sweep_id, number), store.attempts(sweep_id, number))
+    attempts = store.attempts(sweep_id, number)
+    return TrialDetail.with_attempts(store.trial(sweep_id, number), attempts, store.clusters())
 
 
 @router.get("/{number}/measurements", responses=answers(404, 503))

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray._private.services import get_webui_url_from_internal_kv
 
 __all__ = ["await_cluster", "connect", "describe"]
 
@@ -65,6 +66,8 @@ def describe() -> Mapping[str, Any]:
         for node in ray.nodes()
     ]
     dashboard = ray.get_runtime_context().worker.node.address_info.get("webui_url")
+    if dashboard is None:  # it was not up yet when this process joined
+        dashboard = get_webui_url_from_internal_kv()
     return {
         "nodes": nodes,
         "resources": _countable(ray.cluster_resources()),

@@ -21,6 +21,7 @@ from care_sweep.search.study import Study
 from care_sweep.spec import (
     CheckpointReference,
     Measurement,
+    Place,
     Scalar,
     SweepSpec,
     SweepState,
@@ -256,6 +257,11 @@ class Conductor:
         return self._start_new()
 
     # --- what became of it ---
+
+    def placed(self, number: int, attempt: int, place: Place) -> None:
+        """Store where an attempt runs, so that it is found in Ray's dashboard while it does."""
+        if self._is_current(number, attempt):
+            self._lease.place_attempt(number, attempt, place)
 
     def measured(self, number: int, attempt: int, measurement: Measurement) -> bool:
         """Store what an epoch reported. True when the trial ends here and its worker must stop."""

@@ -24,7 +24,7 @@ from care_sweep.run.packing import choose_gpus
 from care_sweep.run.sharing import capacity_of, divide
 from care_sweep.run.worker import run_attempt
 from care_sweep.settings import Settings
-from care_sweep.spec import Measurement
+from care_sweep.spec import Measurement, Place
 
 __all__ = ["run_trials"]
 
@@ -206,6 +206,9 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         number, attempt = trial.config["number"], trial.config["attempt"]
+        if "place" in result:
+            self._conductor.placed(number, attempt, Place.model_validate_json(result["place"]))
+            return str(TrialScheduler.CONTINUE)
         measurement = None
         if "measurement" in result:
             measurement = Measurement.model_validate_json(result["measurement"])

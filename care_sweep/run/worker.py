@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 
 from care_sweep.documents import parse
@@ -26,7 +27,7 @@ from care_sweep.errors import (
 )
 from care_sweep.layout import LOG_NAME
 from care_sweep.run.workplace import Workplace, workplace
-from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.spec import Measurement, Place, TrialConfig
 from care_sweep.storage import open_storage
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ _WANT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "C
 def run_attempt(order: Mapping[str, Any]) -> None:
     """Train as ordered and report each epoch to the driver; `order` is what `tuning` made of an `Assignment`.
 
+    First of all it reports where it runs.
     A failure of the trial itself is reported with its reason, a collapse with what was measured too, want of
     memory as a loss, an unusable disk or object store as an interruption. After divergence, collapse, unfit
     images and an interruption the process is fit for the next trial; after any other exception Ray replaces
     it.
     """
+    tune.report({"place": _place().model_dump_json()})
     try:
         storage, scratch = open_storage(order["storage_uri"]), Path(order["scratch_directory"])
         with (
@@ -75,6 +78,15 @@ def run_attempt(order: Mapping[str, Any]) -> None:
             raise
         where = error.filename or order["storage_uri"]
         tune.report({"interruption": f"{where}: {error.strerror}; the sweep goes on once there is room"})
+
+
+def _place() -> Place:
+    context = ray.get_runtime_context()
+    return Place(
+        actor_id=context.get_actor_id(),
+        node_id=context.get_node_id(),
+        log_name=Path(context.worker.get_out_file_path()).name or None,
+    )
 
 
 def _train(order: Mapping[str, Any], place: Workplace) -> None:

@@ -4,7 +4,7 @@ Every document is a frozen pydantic model. Nothing here reads a clock, a file or
 """
 
 from care_sweep.spec.config import TrialConfig
-from care_sweep.spec.outcomes import CheckpointReference, Measurement, SweepState, TrialState
+from care_sweep.spec.outcomes import CheckpointReference, Measurement, Place, SweepState, TrialState
 from care_sweep.spec.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar
 from care_sweep.spec.space import SearchSpace
 from care_sweep.spec.sweep import METRICS, Budget, EarlyStopping, Resources, SweepSpec
@@ -19,6 +19,7 @@ __all__ = [
     "IntParameter",
     "Measurement",
     "Parameter",
+    "Place",
     "Resources",
     "Scalar",
     "SearchSpace",

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from care_sweep.documents import Document
 
-__all__ = ["CheckpointReference", "Measurement", "SweepState", "TrialState"]
+__all__ = ["CheckpointReference", "Measurement", "Place", "SweepState", "TrialState"]
 
 
 class SweepState(StrEnum):
@@ -47,6 +47,14 @@ class CheckpointReference(Document):
     name: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
+
+
+class Place(Document):
+    """Where in a Ray cluster an attempt runs: Ray's names of the actor, its node and, if any, its log."""
+
+    actor_id: str = Field(pattern=r"^[0-9a-f]{1,64}$")
+    node_id: str = Field(pattern=r"^[0-9a-f]{1,64}$")
+    log_name: str | None = Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")
 
 
 class Measurement(Document):

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec
 from sqlalchemy import ColumnElement, Connection, Engine, insert, select, update
 
 from care_sweep.errors import DatabaseBusy, LeaseLost, RevisionMismatch
-from care_sweep.spec import Measurement, Scalar, SweepState, TrialState
+from care_sweep.spec import Measurement, Place, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
 from care_sweep.store.ending import add_event, close_attempt, end_sweep, end_trial, let_go, open_trial
 from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, tokens, trials
@@ -151,6 +151,14 @@ class Lease:
                 )
             )
             add_event(connection, self.sweep_id, "trial", {"number": number, **change}, now)
+
+    @_once
+    def place_attempt(self, number: int, attempt: int, place: Place) -> None:
+        """Keep where in the cluster an attempt runs."""
+        with self._fenced() as connection:
+            this = (attempts.c.sweep_id == self.sweep_id) & (attempts.c.trial_number == number)
+            where = update(attempts).where(this, attempts.c.attempt == attempt)
+            connection.execute(where.values(place=place.model_dump()))
 
     @_once
     def record(

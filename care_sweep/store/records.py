@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from care_sweep.spec import CheckpointReference, Scalar, SweepSpec, SweepState, TrialState
+from care_sweep.spec import CheckpointReference, Place, Scalar, SweepSpec, SweepState, TrialState
 
 __all__ = [
     "UNLIMITED",
@@ -225,13 +225,14 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One execution of a trial, and why it ended."""
+    """One execution of a trial, why it ended, and where it ran if a worker has said so."""
 
     attempt: int
     started_at: float
     finished_at: float | None
     reason: str | None
     message: str | None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)

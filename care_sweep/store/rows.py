@@ -6,11 +6,19 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, func, select, true
 
 from care_sweep.errors import NotFound
-from care_sweep.spec import CheckpointReference, SweepSpec, SweepState, TrialState
-from care_sweep.store.records import Caller, Scope, SweepRecord, TrialRecord
+from care_sweep.spec import CheckpointReference, Place, SweepSpec, SweepState, TrialState
+from care_sweep.store.records import AttemptRecord, Caller, Scope, SweepRecord, TrialRecord
 from care_sweep.store.schema import sweeps, trials
 
-__all__ = ["counts_of_trials", "state_of", "sweep_of", "sweep_record", "trial_record", "visible_to"]
+__all__ = [
+    "attempt_record",
+    "counts_of_trials",
+    "state_of",
+    "sweep_of",
+    "sweep_record",
+    "trial_record",
+    "visible_to",
+]
 
 
 def visible_to(caller: Caller | None) -> ColumnElement[bool]:
@@ -63,6 +71,11 @@ def sweep_record(row: RowMapping | Mapping[str, Any], trial_counts: Mapping[Tria
 
 def _no_such(sweep_id: str) -> NotFound:
     return NotFound(f"there is no sweep {sweep_id!r}")
+
+
+def attempt_record(row: RowMapping) -> AttemptRecord:
+    place = None if row["place"] is None else Place.model_validate(row["place"])
+    return AttemptRecord(**{**row, "place": place})
 
 
 def trial_record(row: RowMapping) -> TrialRecord:

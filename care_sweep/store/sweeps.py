@@ -35,6 +35,7 @@ from care_sweep.store.records import (
     Wishes,
 )
 from care_sweep.store.rows import (
+    attempt_record,
     counts_of_trials,
     state_of,
     sweep_of,
@@ -301,19 +302,13 @@ class Store:
     def attempts(self, sweep_id: str, number: int) -> Sequence[AttemptRecord]:
         """Every execution of a trial, first to last. Raises NotFound where there is no such sweep."""
         query = (
-            select(
-                attempts.c.attempt,
-                attempts.c.started_at,
-                attempts.c.finished_at,
-                attempts.c.reason,
-                attempts.c.message,
-            )
+            select(*(attempts.c[field.name] for field in fields(AttemptRecord)))
             .where(attempts.c.sweep_id == sweep_id, attempts.c.trial_number == number)
             .order_by(attempts.c.attempt)
         )
         with reading(self.engine) as connection:
             state_of(connection, sweep_id, self._caller)
-            return [AttemptRecord(**row) for row in connection.execute(query).mappings()]
+            return [attempt_record(row) for row in connection.execute(query).mappings()]
 
     def measurements(
         self,

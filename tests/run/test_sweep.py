@@ -10,13 +10,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
+import httpx2
 import pytest
 
 import care_sweep
+from care_sweep.answers import Attempt
 from care_sweep.client import Client
 from care_sweep.errors import ServiceError
 from care_sweep.settings import Settings
+from care_sweep.supervise import Instance
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -81,7 +85,7 @@ def _children(parent: int) -> list[int]:
 
 
 def test_a_sweep_ends_with_a_best_configuration_and_a_checkpoint_that_loads(
-    client: Client, few_images: str, tmp_path: Path
+    client: Client, instance: Instance, few_images: str, tmp_path: Path
 ) -> None:
     import torch
 
@@ -104,6 +108,21 @@ def test_a_sweep_ends_with_a_best_configuration_and_a_checkpoint_that_loads(
 
     processes = {_process_of(client.logs(sweep["id"], number)) for number in range(4)}
     assert len(processes) <= 2, "workers are reused"
+    _see_in_rays_dashboard(client.trial(sweep["id"], 3)["attempts"][-1], instance)
+
+
+def _see_in_rays_dashboard(attempt: Attempt, instance: Instance) -> None:
+    """What the links lead to is what its pages ask for."""
+    assert attempt["dashboard_url"] and attempt["log_url"] and instance.token_path
+    base, _, actor = attempt["dashboard_url"].partition("/#/actors/")
+    assert base == instance.dashboard_url
+    wanted = dict(parse_qsl(urlsplit(attempt["log_url"]).fragment.partition("?")[2]))
+    token = {"Authorization": f"Bearer {instance.token_path.read_text()}"}
+    with httpx2.Client(base_url=base, headers=token, timeout=30) as ray:
+        known = ray.get(f"/logical/actors/{actor}").json()["data"]["detail"]
+        assert (known["actorId"], known["address"]["nodeId"]) == (actor, wanted["nodeId"])
+        log = {"node_id": wanted["nodeId"], "filename": wanted["fileName"], "lines": "10"}
+        assert ray.get("/api/v0/logs/file", params=log).status_code == 200
 
 
 def test_a_trial_that_raises_diverges_or_is_killed_does_not_stop_the_sweep(

@@ -13,8 +13,9 @@ from care_sweep.errors import TrialCollapsed, TrialDiverged
 from care_sweep.learn import packing as packing_module
 from care_sweep.learn import train as train_module
 from care_sweep.run import tuning, worker
-from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.spec import Measurement, Place, TrialConfig
 
+PLACE = Place(actor_id="a1", node_id="b2", log_name="worker-c3.out")
 METRICS = {"embedding_spread": 0.1, "validation_knn_accuracy": 0.25}
 
 
@@ -30,6 +31,7 @@ def reports(
     monkeypatch.setattr(train_module, "train", fail)
     monkeypatch.setattr(worker, "_dataset", lambda *_: None)
     monkeypatch.setattr(worker.tune, "report", said.append)
+    monkeypatch.setattr(worker, "_place", lambda: PLACE)
     order = {
         "number": 3,
         "attempt": 1,
@@ -44,6 +46,7 @@ def reports(
     }
     with suppress(type(error)):
         worker.run_attempt(order)
+    assert said.pop(0) == {"place": PLACE.model_dump_json()}
     return said
 
 
@@ -59,6 +62,16 @@ def told(result: dict[str, str]) -> list[dict[str, Any]]:
     scheduler = tuning._ConductedScheduler(conductor)
     assert scheduler.on_trial_result(None, trial, result) == tuning.TrialScheduler.CONTINUE
     return heard
+
+
+def test_where_an_attempt_runs_is_told_first() -> None:
+    heard: list[Any] = []
+    conductor: Any = SimpleNamespace(placed=lambda *what: heard.append(what))
+    trial: Any = SimpleNamespace(config={"number": 3, "attempt": 2})
+    scheduler = tuning._ConductedScheduler(conductor)
+    result = {"place": PLACE.model_dump_json()}
+    assert scheduler.on_trial_result(None, trial, result) == tuning.TrialScheduler.CONTINUE
+    assert heard == [(3, 2, PLACE)]
 
 
 def test_a_collapse_is_told_with_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

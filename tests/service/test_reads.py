@@ -10,7 +10,7 @@ from fabrication import Fabricator
 from fastapi.testclient import TestClient
 
 from care_sweep.errors import DatabaseUnavailable
-from care_sweep.spec import SweepState, TrialState
+from care_sweep.spec import Place, SweepState, TrialState
 from care_sweep.store import Store
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -191,6 +191,33 @@ def test_cluster(http: TestClient, fabricate: Fabricator) -> None:
     assert cluster["nodes"] == [node]
     assert cluster["dashboard_url"] == "http://127.0.0.1:8265"
     assert 0 <= cluster["age_seconds"] < 5
+
+
+def test_an_attempt_is_found_in_rays_dashboard_while_its_cluster_is(
+    http: TestClient, fabricate: Fabricator
+) -> None:
+    lease = fabricate.claimed()
+    lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
+
+    def links() -> tuple[str | None, str | None]:
+        (attempt,) = http.get(f"/v1/sweeps/{lease.sweep_id}/trials/0").json()["attempts"]
+        return attempt["dashboard_url"], attempt["log_url"]
+
+    def report(runner: str, node_id: str, port: int) -> None:
+        node = {"id": node_id, "host": "here", "is_alive": True, "resources": {}}
+        address = f"http://127.0.0.1:{port}"
+        fabricate.store.report_cluster(runner, {"nodes": [node], "dashboard_url": address})
+
+    report("a runner", "b2", 8265)
+    assert links() == (None, None), "no worker has begun"
+    lease.place_attempt(0, 1, Place(actor_id="a1", node_id="b2", log_name="worker-c3.out"))
+    report("a runner of another cluster", "d4", 8266)
+    assert links() == (
+        "http://127.0.0.1:8265/#/actors/a1",
+        "http://127.0.0.1:8265/#/logs/viewer?nodeId=b2&fileName=worker-c3.out",
+    )
+    report("a runner", "e5", 8265)
+    assert links() == (None, None), "the cluster was started anew"
 
 
 def _take_away(fabricate: Fabricator) -> None:

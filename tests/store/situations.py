@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine, event, select
 
-from care_sweep.spec import CheckpointReference, Measurement, SearchSpace, SweepSpec, SweepState, TrialState
+from care_sweep.spec import (
+    CheckpointReference,
+    Measurement,
+    Place,
+    SearchSpace,
+    SweepSpec,
+    SweepState,
+    TrialState,
+)
 from care_sweep.store import EventRecord, Lease, Store
 from care_sweep.store.database import reading
 from care_sweep.store.schema import metadata
@@ -16,6 +24,7 @@ from care_sweep.store.schema import metadata
 _T = TypeVar("_T")
 
 PARAMETERS = {"temperature": 0.1 + 0.2, "encoder": "resnet18", "num_splits": 16}
+PLACE = Place(actor_id="a1", node_id="b2", log_name="worker-c3.out")
 CHECKPOINT = CheckpointReference(name="attempt-1/epoch-2", sha256="0a" * 32, size_bytes=123_456)
 
 
@@ -72,6 +81,7 @@ LEASE_WRITES: Mapping[str, Callable[[Lease], object]] = {
     "note_gpus": lambda lease: lease.note_gpus(0.25, "four fit"),
     "start_attempt": lambda lease: lease.start_attempt(9, 1, PARAMETERS, is_baseline=False),
     "start_attempt again": lambda lease: lease.start_attempt(1, 2, PARAMETERS, is_baseline=False),
+    "place_attempt": lambda lease: lease.place_attempt(0, 1, PLACE),
     "record": lambda lease: lease.record(0, 1, measurement(2)),
     "record and end": lambda lease: lease.record(
         0, 1, measurement(2, checkpoint=CHECKPOINT), state=TrialState.COMPLETE, value=0.5

@@ -59,6 +59,7 @@ TOLD = {
     "note_gpus": [("sweep", None, "RUNNING")],
     "start_attempt": [("trial", 9, "RUNNING")],
     "start_attempt again": [("trial", 1, "RUNNING")],
+    "place_attempt": [],
     "record": [("measurement", 0, 2)],
     "record and end": [("measurement", 0, 2), ("trial", 0, "COMPLETE")],
     "finish_trial": [("trial", 0, "FAILED")],

@@ -8,6 +8,7 @@ from situations import (
     CHECKPOINT,
     ENDS,
     PARAMETERS,
+    PLACE,
     Clock,
     claimed,
     events_after,
@@ -48,6 +49,8 @@ def test_a_first_attempt_creates_the_trial(store: Store, clock: Clock) -> None:
     assert (trial.started_at, trial.finished_at, trial.last_epoch, trial.value) == (clock.now, None, 0, None)
     assert (trial.metrics, trial.checkpoint, trial.reason, trial.message) == ({}, None, None, None)
     assert store.attempts(lease.sweep_id, 3) == [AttemptRecord(1, clock.now, None, None, None)]
+    lease.place_attempt(3, 1, PLACE)
+    assert store.attempts(lease.sweep_id, 3) == [AttemptRecord(1, clock.now, None, None, None, PLACE)]
 
 
 def test_parameters_come_back_with_value_and_type(store: Store) -> None:
