@@ -31,6 +31,8 @@ class Settings:
         token_path: the file of the token that the client sends, unless CARE_SWEEP_TOKEN holds one
             (CARE_SWEEP_TOKEN_PATH, default `home/token`).
         ray_address: an existing Ray cluster (RAY_ADDRESS); None for a local one.
+        ray_token_path: the file of Ray's token, with which the service asks Ray's dashboard
+            (RAY_AUTH_TOKEN_PATH).
         num_checkpoints_kept: so many checkpoints of a sweep are kept, its best, beside those of its baselines
             (CARE_SWEEP_KEEP_CHECKPOINTS); None for all.
         max_active_sweeps: so many sweeps a runner drives at once, and divides the cluster between them
@@ -49,6 +51,7 @@ class Settings:
     url: str
     token_path: Path
     ray_address: str | None
+    ray_token_path: Path | None = None
     num_checkpoints_kept: int | None = None
     max_active_sweeps: int = 4
     auth: str = "auto"
@@ -74,6 +77,7 @@ class Settings:
             .expanduser()
             .absolute(),
             ray_address=environment.get("RAY_ADDRESS") or None,
+            ray_token_path=_path(environment.get("RAY_AUTH_TOKEN_PATH")),
             num_checkpoints_kept=_num_kept(environment.get("CARE_SWEEP_KEEP_CHECKPOINTS") or "all"),
             max_active_sweeps=_num_active(environment.get("CARE_SWEEP_MAX_ACTIVE_SWEEPS") or "4"),
             auth=_auth(environment.get("CARE_SWEEP_AUTH") or "auto"),
@@ -94,6 +98,10 @@ class Settings:
     def download_directory(self) -> Path:
         """Where torchvision keeps the datasets it downloads."""
         return self.home / "datasets"
+
+
+def _path(given: str | None) -> Path | None:
+    return Path(given).expanduser().absolute() if given else None
 
 
 def _num_kept(given: str) -> int | None:

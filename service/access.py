@@ -12,14 +12,22 @@ from typing import Annotated, NoReturn
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
 from care_sweep.store import Caller, Scope, Tokens
 from care_sweep.store.schema import LOCAL_OWNER
 from service.origin import READS
 from service.rate import RateLimiter
 
-__all__ = ["Access", "CallerHeld", "IsOver", "authenticate", "authenticate_watcher", "limit_strangers"]
+__all__ = [
+    "Access",
+    "CallerHeld",
+    "IsOver",
+    "authenticate",
+    "authenticate_browser",
+    "authenticate_watcher",
+    "limit_strangers",
+]
 
 _REMEMBERED_SECONDS = 2.0
 """So long is a token not looked up again, and so long at most does a revoked one still open."""
@@ -30,6 +38,7 @@ _WANTED = (
     "in CARE_SWEEP_TOKEN, and `care-sweep token create` where the service runs makes one"
 )
 _REFUSED = "the token is unknown, has expired or was revoked; `care-sweep token create` makes a new one"
+_ASKED_IN_A_BROWSER = 'Basic realm="care-sweep: any name, and the token as the password", charset="UTF-8"'
 _EVERYBODY = Caller(LOCAL_OWNER, Scope.ADMIN)
 _log = logging.getLogger(__name__)
 
@@ -130,9 +139,28 @@ async def authenticate_watcher(request: Request, credentials: _Credentials) -> C
     return await _admitted(request, credentials, Scope.METRICS)
 
 
+_basic = HTTPBasic(auto_error=False, description="any name, and an admin's token as the password")
+_Password = Annotated[HTTPBasicCredentials | None, Depends(_basic)]
+
+
+async def authenticate_browser(request: Request, credentials: _Credentials, password: _Password) -> Caller:
+    """A dependency of what an admin looks at in a browser, which can send a token as a password alone.
+
+    Raises as `authenticate`.
+    """
+    if password is None:
+        return await _admitted(request, credentials, Scope.ADMIN, _ASKED_IN_A_BROWSER)
+    sent = HTTPAuthorizationCredentials(scheme="Bearer", credentials=password.password)
+    return await _admitted(request, sent, Scope.ADMIN, _ASKED_IN_A_BROWSER)
+
+
 async def _admitted(
-    request: Request, credentials: HTTPAuthorizationCredentials | None, wanted: Scope
+    request: Request,
+    credentials: HTTPAuthorizationCredentials | None,
+    wanted: Scope,
+    challenge: str | None = None,
 ) -> Caller:
+    """Who asks, if it may; who is not known is challenged, as for a token unless told otherwise."""
     access: Access = request.app.state.access
     token = None if credentials is None else credentials.credentials
     try:
@@ -140,6 +168,8 @@ async def _admitted(
     except HTTPException as error:
         if error.status_code == 401:
             _log.warning("refused 401: %s %s, from %s", request.method, request.url.path, _peer(request))
+            if challenge is not None:
+                error.headers = {"WWW-Authenticate": challenge}
         raise
     if not caller.scope.includes(wanted):
         _refuse(request, caller, wanted)

@@ -12,8 +12,14 @@ from pydantic.json_schema import models_json_schema
 from care_sweep.settings import Settings
 from care_sweep.storage import open_storage
 from care_sweep.store import Store, observe_transactions
-from service import control, export, metrics, problems, surroundings, sweeps, trials
-from service.access import Access, authenticate, authenticate_watcher, limit_strangers
+from service import control, export, metrics, problems, ray_proxy, surroundings, sweeps, trials
+from service.access import (
+    Access,
+    authenticate,
+    authenticate_browser,
+    authenticate_watcher,
+    limit_strangers,
+)
 from service.headers import SecurityHeaders
 from service.measured import MeasuredRequests, Measures
 from service.origin import refuse_foreign_requests
@@ -67,6 +73,7 @@ def create_app(
     app.state.access = Access(
         store.tokens, is_required=requires_tokens, requests_per_second=settings.requests_per_second
     )
+    app.state.ray_proxy = ray_proxy.RayProxy(store, settings.ray_token_path)
     app.state.storage = open_storage(settings.storage_uri)
     app.state.readiness = Readiness(store, app.state.storage)
     app.state.closing = threading.Event()
@@ -79,6 +86,11 @@ def create_app(
         Depends(one) for one in (refuse_foreign_requests, authenticate_watcher, refuse_unfit_parameters)
     ]
     app.include_router(metrics.router, dependencies=checks, responses=refusals)
+    checks = [
+        Depends(refuse_foreign_requests),
+        Depends(authenticate_browser),
+    ]  # what it takes, it lists itself
+    app.include_router(ray_proxy.router, dependencies=checks, responses=problems.answers(401, 421, 429, 503))
     checks = [Depends(limit_strangers), Depends(refuse_unfit_parameters)]  # a probe calls it as it likes
     app.include_router(surroundings.health, dependencies=checks, responses=problems.answers(422, 429))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it

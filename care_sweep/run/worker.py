@@ -82,8 +82,10 @@ def run_attempt(order: Mapping[str, Any]) -> None:
 
 def _place() -> Place:
     context = ray.get_runtime_context()
+    actor_id = context.get_actor_id()
+    assert actor_id is not None, "Tune runs trials in actors"
     return Place(
-        actor_id=context.get_actor_id(),
+        actor_id=actor_id,
         node_id=context.get_node_id(),
         log_name=Path(context.worker.get_out_file_path()).name or None,
     )

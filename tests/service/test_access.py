@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from conftest import DocumentedClient, ServiceProcess, opened, service_process
+from conftest import Dashboard, DocumentedClient, ServiceProcess, opened, service_process
 from fabrication import Fabricator, document
 from fastapi.testclient import TestClient
 from sqlalchemy import select
@@ -41,6 +41,7 @@ TABLE: Mapping[tuple[str, str], Kind] = {
     ("get", "/healthz"): Kind.OPEN,
     ("get", "/readyz"): Kind.OPEN,
     ("get", "/metrics"): Kind.WATCH,
+    ("get", "/ray/{path}"): Kind.WATCH,
     ("get", "/v1/cluster"): Kind.ANYBODYS,
     ("get", "/v1/search-spaces"): Kind.ANYBODYS,
     ("get", "/v1/search-spaces/{name}"): Kind.ANYBODYS,
@@ -142,15 +143,16 @@ def test_the_table_has_every_operation(guarded: Guarded) -> None:
 @pytest.mark.parametrize("who", CALLERS)
 @pytest.mark.parametrize("operation", TABLE, ids=" ".join)
 def test_each_caller_gets_what_the_table_says(
-    guarded: Guarded, http: TestClient, operation: tuple[str, str], who: str
+    guarded: Guarded, http: TestClient, dashboard: Dashboard, operation: tuple[str, str], who: str
 ) -> None:
     method, path = operation
     expected = TABLE[operation].value[CALLERS.index(who)]
     sweep = guarded.sweep_for(operation) if "{sweep_id}" in path else ""
+    guarded.store.report_cluster("a runner", {"dashboard_url": dashboard.url})
     before = _picture(guarded.store)
 
     def ask(sweep_id: str) -> Any:
-        url = path.format(sweep_id=sweep_id, number=0, name="cifar10-mini")
+        url = path.format(sweep_id=sweep_id, number=0, name="cifar10-mini", path="timezone")
         sent = {"json": BODIES[operation]} if operation in BODIES else {}
         return http.request(method, url, headers=guarded.headers(who), **sent)
 

@@ -31,6 +31,7 @@ ROUTES = {
     "/healthz": {"get"},
     "/readyz": {"get"},
     "/metrics": {"get"},
+    "/ray/{path}": {"get"},
 }
 
 
