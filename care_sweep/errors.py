@@ -17,6 +17,7 @@ CareSweepError
 │   └── DatabaseUnavailable    it cannot do at present what was asked; the same may work in a while
 │       ├── DatabaseBusy       somebody else holds what a write needs
 │       └── DatabaseFull       there is no room for a write
+├── ClusterExposed         the Ray cluster lets anybody in, or others can read its token
 ├── StorageError           the storage of checkpoints and logs is out of reach, full, or refuses
 └── ServiceError           the client's view of a refusal or of a service out of reach
 """
@@ -28,6 +29,7 @@ from typing import Any
 __all__ = [
     "CareSweepError",
     "CheckpointError",
+    "ClusterExposed",
     "Conflict",
     "DatabaseBusy",
     "DatabaseDamaged",
@@ -138,6 +140,10 @@ class IdempotencyKeyReused(CareSweepError):  # noqa: N818
 
 class LeaseLost(CareSweepError):  # noqa: N818
     """The fencing token is no longer the sweep's: another driver owns it, and nothing was written."""
+
+
+class ClusterExposed(CareSweepError):  # noqa: N818
+    """The Ray cluster runs code for anybody who reaches it, or others can read its token: it is not used."""
 
 
 class DatabaseError(CareSweepError):

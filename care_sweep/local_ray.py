@@ -60,11 +60,16 @@ def ray_environment(token_path: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # its kills abort a whole sweep, whatever max_failures says
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else 127.0.0.1 is made the machine's address, see below
     }
 
 
 def ray_command(ports: RayPorts, scratch: Path, num_cpus: int | None, num_gpus: int | None) -> list[str]:
-    """A head on this machine, in the foreground: it ends when one of its processes does."""
+    """A head on this machine, in the foreground: it ends when one of its processes does.
+
+    All its ports are of the loopback interface. Ray takes an address of 127.0.0.1 at its word, and does not
+    listen on all interfaces, only where it may not form clusters, as on macOS: `ray_environment` says so.
+    """
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += ["--node-ip-address=127.0.0.1", f"--port={ports.gcs}", f"--temp-dir={scratch}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}"]

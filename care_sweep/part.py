@@ -105,7 +105,9 @@ class Part:
         self.stop(grace_seconds=0)  # half of it cannot end in order
         what = how or f"ended by itself with status {self.status}"
         when = f" in {self._pause_seconds:g} s" if self._pause_seconds else ""
-        return f"the {self.name} {what} and is started again{when}; see {self.log}"
+        said = f"the {self.name} {what} and is started again{when}; see {self.log}"
+        last_line = "" if how else self.last_words().rpartition("\n")[2]
+        return f"{said}, which ends with: {last_line}" if last_line else said
 
     def last_words(self) -> str:
         """The end of its log."""

@@ -75,6 +75,7 @@ class Instance:
         self.token_path = token_path
         self.ray = LocalRay(self.log_directory, token_path.read_text(), command)
         self._environment |= ray_environment(token_path)
+        self._environment.pop("RAY_AUTH_TOKEN", None)  # another cluster's; Ray would prefer it
 
     def start(self) -> None:
         """Start all parts and wait until they answer.

@@ -241,3 +241,13 @@ def test_a_part_waits_longer_each_time_that_it_dies_early_and_never_gives_up(tmp
     assert pause_after(11) == 0
     assert part.is_due
     assert pause_after(1) == 0.5
+
+
+def test_what_has_died_is_said_with_its_last_line(tmp_path: Path) -> None:
+    part = Part("runner", ["sh", "-c", "echo first; echo it is open; exit 2"], tmp_path / "log")
+    part.start({})
+    assert part.process is not None
+    part.process.wait()
+    assert part.bury().endswith(
+        f"with status 2 and is started again in 0.5 s; see {part.log}, which ends with: it is open"
+    )

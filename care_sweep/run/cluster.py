@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 import ray
 from ray._private.services import get_webui_url_from_internal_kv
 
+from care_sweep.errors import ClusterExposed
+from care_sweep.run.exposure import refuse_open_cluster, refuse_open_dashboard, refuse_readable_token
+
 __all__ = ["await_cluster", "connect", "describe"]
 
 _LOG = logging.getLogger(__name__)
@@ -42,9 +45,11 @@ def connect(address: str) -> None:
 
     Raises:
         ConnectionError: nothing answers there, or the token is not the cluster's.
+        ClusterExposed: the cluster wants no token, or others can read it.
     """
     if ray.is_initialized():
         return
+    refuse_readable_token()
     ray.init(
         address=address,
         namespace="care-sweep",
@@ -52,6 +57,13 @@ def connect(address: str) -> None:
         logging_level=logging.WARNING,
         runtime_env={"env_vars": _WORKER_ENVIRONMENT},
     )
+    try:
+        refuse_open_cluster(ray.get_runtime_context().gcs_address)
+        if dashboard := _dashboard():
+            refuse_open_dashboard(dashboard)
+    except (ClusterExposed, ConnectionError):
+        ray.shutdown()
+        raise
 
 
 def describe() -> Mapping[str, Any]:
@@ -65,9 +77,7 @@ def describe() -> Mapping[str, Any]:
         }
         for node in ray.nodes()
     ]
-    dashboard = ray.get_runtime_context().worker.node.address_info.get("webui_url")
-    if dashboard is None:  # it was not up yet when this process joined
-        dashboard = get_webui_url_from_internal_kv()
+    dashboard = _dashboard()
     return {
         "nodes": nodes,
         "resources": _countable(ray.cluster_resources()),
@@ -75,6 +85,14 @@ def describe() -> Mapping[str, Any]:
         "dashboard_url": f"http://{dashboard}" if dashboard else None,
         "ray_version": ray.__version__,
     }
+
+
+def _dashboard() -> str | None:
+    """Its "host:port"."""
+    address: str | None = ray.get_runtime_context().worker.node.address_info.get("webui_url")
+    if address is None:  # it was not up yet when this process joined
+        address = get_webui_url_from_internal_kv()
+    return address or None
 
 
 def _countable(resources: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
-from care_sweep.errors import DatabaseUnavailable, LeaseLost, StorageError
+from care_sweep.errors import ClusterExposed, DatabaseUnavailable, LeaseLost, StorageError
 from care_sweep.layout import discard_all, discard_training_states, sweep_prefix
 from care_sweep.log_lines import begin_logging
 from care_sweep.run.cluster import await_cluster, connect, describe
@@ -297,7 +297,7 @@ def _last_line(log: Path) -> str:
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT. The exit status: 2 where no Ray cluster is given, or an exposed one."""
     begin_logging("%(asctime)s %(levelname)s %(message)s")
     settings = Settings.from_environment()
     if settings.ray_address is None:
@@ -310,9 +310,17 @@ def main() -> int:
     sweeping = (runner.step, _POLL_SECONDS, stop, Complaints("the sweeps could not be looked after"))
     sweeper = threading.Thread(target=_repeat, args=sweeping, name="sweeps")
 
+    exposed = threading.Event()
+
     def report() -> None:
         """Nothing else of a runner needs Ray: its drivers load their libraries while it joins the cluster."""
-        connect(address)
+        try:
+            connect(address)
+        except ClusterExposed as error:  # the drivers have refused it too
+            _LOG.error("%s", error)
+            exposed.set()
+            stop.set()
+            return
         _end_with_signals(stop)  # Ray has taken them for itself
         store.report_cluster(runner.name, describe())
 
@@ -326,7 +334,7 @@ def main() -> int:
         stop.set()
         sweeper.join()
         runner.close()
-    return 0
+    return 2 if exposed.is_set() else 0
 
 
 def _end_with_signals(stop: threading.Event) -> None:
