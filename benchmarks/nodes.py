@@ -5,8 +5,8 @@
 
 A head without CPUs for trials and so many nodes of one CPU, with token authentication, run one sweep of
 trials that sleep (`sleeping.py`): database, runner, driver, conductor, Tune and storage are the service's
-own. At random moments a node and all its processes are killed, and another is added. Seeded are the trials
-and which node dies after how long; which trial that meets is up to the machine.
+own. At random moments a node is killed, drained and killed, or stopped, by turns, and another is added.
+Seeded are the trials and which node dies after how long; which trial that meets is up to the machine.
 """
 
 import argparse
@@ -30,9 +30,14 @@ from care_sweep.settings import Settings
 from care_sweep.spec import SweepSpec
 from care_sweep.store import Store, open_database
 
-__all__ = ["EPOCHS", "Account", "SimulatedCluster", "account", "sleeping_sweep"]
+__all__ = ["EPOCHS", "WAYS", "Account", "SimulatedCluster", "account", "sleeping_sweep"]
 
 EPOCHS = 4
+WAYS = ("killed", "drained", "stopped")
+"""How a node ends: all its processes at once; so, but two seconds after it was told; or each by SIGTERM."""
+
+_PREEMPTION = 2  # a DrainNodeReason; nodes are drained for their idleness only while they are idle
+_NOTICE_SECONDS = 2.0
 _SHORTEST_LIFE_SECONDS, _LONGEST_LIFE_SECONDS = 2.0, 6.0  # between two deaths
 _LONGEST_SECONDS = 1800.0
 
@@ -57,9 +62,17 @@ class SimulatedCluster:
         self._nodes = [self._cluster.add_node(**self._node, wait=False) for _ in range(num_nodes)]
         self._cluster.wait_for_nodes()
 
-    def kill(self, index: int) -> None:
-        """End a node and all its processes at once, and add another in its place."""
-        self._cluster.remove_node(self._nodes[index], allow_graceful=False)
+    def take(self, index: int, how: str) -> None:
+        """End a node, in one of the `WAYS`, and add another in its place."""
+        node = self._nodes[index]
+        if how == "drained":
+            from ray._raylet import GcsClient
+
+            client = GcsClient(address=self._cluster.address)
+            is_drained, why_not = client.drain_node(node._node_id, _PREEMPTION, "by the benchmark", 0)
+            assert is_drained, why_not
+            time.sleep(_NOTICE_SECONDS)
+        self._cluster.remove_node(node, allow_graceful=how == "stopped")
         self._nodes[index] = self._cluster.add_node(**self._node, wait=False)
 
     def end(self) -> None:
@@ -140,7 +153,8 @@ def run(told: argparse.Namespace, home: Path) -> Account:
             if next_death is None and store.last_measurement(sweep_id):
                 next_death = now + chance.uniform(_SHORTEST_LIFE_SECONDS, _LONGEST_LIFE_SECONDS)
             if next_death is not None and now >= next_death and num_deaths < told.deaths:
-                cluster.kill(chance.randrange(told.nodes))
+                how = WAYS[num_deaths % len(WAYS)]
+                cluster.take(chance.randrange(told.nodes), how)
                 num_deaths += 1
                 next_death = now + chance.uniform(_SHORTEST_LIFE_SECONDS, _LONGEST_LIFE_SECONDS)
             time.sleep(0.2)

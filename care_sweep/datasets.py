@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from care_sweep.errors import DatasetError
+from care_sweep.storage import S3_URI
 
 __all__ = ["DATASET_FORMS", "DatasetSource", "locate", "refuse_escapes", "require_one_size"]
 
@@ -22,27 +23,44 @@ _TORCHVISION = {  # the file or folder that torchvision leaves once it has downl
 _Kind = Literal["bundled", "torchvision", "folder", "parquet", "imagenet100"]
 _WITH_PATH: dict[str, _Kind] = {"folder": "folder", "parquet": "parquet", "imagenet100": "imagenet100"}
 _OF_MIXED_SIZE = ("flowers102", "imagenet100")
-DATASET_FORMS = ("cifar10-mini", *_TORCHVISION, *(f"{kind}:PATH" for kind in _WITH_PATH))
+DATASET_FORMS = (
+    "cifar10-mini",
+    *_TORCHVISION,
+    *(f"{kind}:PATH" for kind in _WITH_PATH),
+    *(f"{kind}:s3://BUCKET/PREFIX" for kind in _WITH_PATH),
+)
 
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """A dataset that is there: `path` is None for the bundled one, torchvision's root for its sets."""
+    """A dataset: where it is, or where it is fetched from.
+
+    Attributes:
+        path: None for the bundled one, torchvision's root for its sets.
+        uri: of what lies in an object store and has no path yet; whether anything is there, nobody asked.
+    """
 
     name: str
     kind: _Kind
     path: Path | None
+    uri: str | None = None
 
 
 def locate(
-    name: str, *, download_directory: Path, roots: Sequence[Path] | None, download: bool = False
+    name: str,
+    *,
+    download_directory: Path,
+    roots: Sequence[Path] | None,
+    uris: Sequence[str] = (),
+    download: bool = False,
 ) -> DatasetSource:
     """Find the images that `name` means.
 
     Args:
         name: one of `DATASET_FORMS`.
         download_directory: where torchvision's sets are kept.
-        roots: folders that a path must lie under after links are followed; None allows every path.
+        roots: folders that a path must lie under after links are followed; None allows every path and URI.
+        uris: prefixes of object stores that a URI must lie under.
         download: torchvision's sets need not be there yet.
 
     Raises:
@@ -60,6 +78,9 @@ def locate(
     kind, separator, text = name.partition(":")
     if not separator or not text or kind not in _WITH_PATH:
         raise DatasetError(f"unknown dataset {name!r}; use one of {', '.join(DATASET_FORMS)}")
+    if "://" in text:
+        _check_uri(name, text, None if roots is None else uris)
+        return DatasetSource(name, _WITH_PATH[kind], None, text)
     path = _resolve(name, text, roots)
     if roots is not None and not any(path.is_relative_to(root.resolve()) for root in roots):
         allowed = ", ".join(str(root) for root in roots) or "none"
@@ -104,6 +125,19 @@ def refuse_escapes(source: DatasetSource, roots: Sequence[Path]) -> None:
                     )
                 if path.is_dir() and path not in seen:
                     todo.append(path)
+
+
+def _check_uri(name: str, uri: str, allowed: Sequence[str] | None) -> None:
+    if not S3_URI.fullmatch(uri) or uri.count("/") < 3:  # a bucket alone is too much to mean
+        raise DatasetError(
+            f"dataset {name!r}: write s3://BUCKET/PREFIX, in letters, digits, '.', '_' and '-'"
+        )
+    if allowed is not None and not any(f"{uri}/".startswith(f"{root}/") for root in allowed):
+        roots = ", ".join(allowed) or "no s3:// is among them"
+        raise DatasetError(
+            f"dataset {name!r} lies outside the data roots ({roots}); "
+            "have the operator add its prefix to CARE_SWEEP_DATA_ROOTS"
+        )
 
 
 def _resolve(name: str, text: str, roots: Sequence[Path] | None) -> Path:

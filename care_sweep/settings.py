@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Self
 
 from care_sweep.errors import InvalidDocument, Problem
+from care_sweep.storage import S3_URI
 
 __all__ = ["Settings"]
 
 _HOST = re.compile(r"[a-z0-9:]([a-z0-9._:-]{0,251}[a-z0-9])?")  # also an address of IPv6
-_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Settings:
             (CARE_SWEEP_STORAGE_URI, default below `home`).
         data_roots: folders that the paths of a sweep's datasets (`folder:`, `parquet:`, `imagenet100:`) must
             lie under (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
+        data_uris: the prefixes of object stores among CARE_SWEEP_DATA_ROOTS, `s3://bucket/prefix`, that such
+            datasets may lie under instead.
         url: where the client finds the service (CARE_SWEEP_URL).
         token_path: the file of the token that the client sends, unless CARE_SWEEP_TOKEN holds one
             (CARE_SWEEP_TOKEN_PATH, default `home/token`).
@@ -57,6 +59,7 @@ class Settings:
     auth: str = "auto"
     hosts: tuple[str, ...] = ()
     requests_per_second: float = 50.0
+    data_uris: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -66,12 +69,13 @@ class Settings:
             InvalidDocument: a setting cannot be used; its pointer is the setting's name.
         """
         home = Path(environment.get("CARE_SWEEP_HOME") or "~/.care-sweep").expanduser().absolute()
-        roots = environment.get("CARE_SWEEP_DATA_ROOTS") or str(home / "data")
+        roots, uris = _data_roots(environment.get("CARE_SWEEP_DATA_ROOTS") or str(home / "data"))
         return cls(
             home=home,
             database_url=environment.get("CARE_SWEEP_DATABASE_URL") or f"sqlite:///{home / 'care-sweep.db'}",
             storage_uri=_storage_uri(environment.get("CARE_SWEEP_STORAGE_URI") or str(home / "storage")),
-            data_roots=tuple(Path(root).expanduser().absolute() for root in roots.split(os.pathsep) if root),
+            data_roots=roots,
+            data_uris=uris,
             url=environment.get("CARE_SWEEP_URL") or "http://127.0.0.1:8484",
             token_path=Path(environment.get("CARE_SWEEP_TOKEN_PATH") or home / "token")
             .expanduser()
@@ -96,12 +100,23 @@ class Settings:
 
     @property
     def download_directory(self) -> Path:
-        """Where torchvision keeps the datasets it downloads."""
+        """Where torchvision keeps the datasets it downloads, and below `s3` what object stores have sent."""
         return self.home / "datasets"
 
 
 def _path(given: str | None) -> Path | None:
     return Path(given).expanduser().absolute() if given else None
+
+
+def _data_roots(given: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Folders and prefixes of object stores."""
+    roots = [root for root in re.split(rf"{os.pathsep}(?!//)", given) if root]
+    uris = tuple(root.rstrip("/") for root in roots if "://" in root)
+    for uri in uris:
+        if not S3_URI.fullmatch(uri):
+            detail = "must be folders or s3://bucket/prefix, in letters, digits, '.', '_' and '-'"
+            raise InvalidDocument([Problem("CARE_SWEEP_DATA_ROOTS", detail, uri)])
+    return tuple(Path(root).expanduser().absolute() for root in roots if "://" not in root), uris
 
 
 def _num_kept(given: str) -> int | None:
@@ -148,7 +163,7 @@ def _storage_uri(given: str) -> str:
     if not is_uri:
         return str(Path(given).expanduser().absolute())
     uri = given.rstrip("/")
-    if _S3_URI.fullmatch(uri):
+    if S3_URI.fullmatch(uri):
         return uri
     detail = (
         "must be a folder or s3://bucket/prefix, in letters, digits, '.', '_' and '-'; the endpoint and the "

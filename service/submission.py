@@ -52,7 +52,12 @@ def _dataset_problems(spec: SweepSpec, settings: Settings) -> Iterator[Problem]:
     fixed = spec.space.fixed
     name = str(fixed.get("dataset", TrialConfig.model_fields["dataset"].default))
     try:
-        locate(name, download_directory=settings.download_directory, roots=settings.data_roots)
+        locate(
+            name,
+            download_directory=settings.download_directory,
+            roots=settings.data_roots,
+            uris=settings.data_uris,
+        )
         require_one_size(name, is_resized="resize" in fixed)
     except DatasetError as error:
         yield Problem("/space/fixed/dataset", str(error), shorten(name))

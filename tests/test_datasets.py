@@ -19,6 +19,34 @@ def find(name: str, tmp_path: Path, roots: list[Path] | None, *, download: bool 
     return locate(name, download_directory=tmp_path / "datasets", roots=roots, download=download)
 
 
+@pytest.mark.parametrize("uri", ["s3://images/few", "s3://images/few/train", "s3://other/a.b/c_d-e"])
+def test_a_uri_below_a_prefix_among_the_roots_is_taken_at_its_word(tmp_path: Path, uri: str) -> None:
+    uris = ["s3://images/few", "s3://other"]
+    source = locate(f"parquet:{uri}", download_directory=tmp_path, roots=[], uris=uris)
+    assert source == DatasetSource(f"parquet:{uri}", "parquet", None, uri)
+    assert find(f"folder:{uri}", tmp_path, None).uri == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://images/fewer",
+        "s3://images",
+        "s3://images/few/../secret",
+        "s3://images/few/",
+        "s3://image/few",
+        "s3://images/few?x=y",
+        "s3://key:secret@images/few",
+        "s3:///few",
+        "https://images/few",
+        "file:///etc",
+    ],
+)
+def test_any_other_uri_is_refused(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(DatasetError, match=r"outside the data roots|write s3://BUCKET/PREFIX"):
+        locate(f"folder:{uri}", download_directory=tmp_path, roots=[tmp_path], uris=["s3://images/few"])
+
+
 def test_the_bundled_set_is_always_there(tmp_path: Path) -> None:
     assert find("cifar10-mini", tmp_path, []) == DatasetSource("cifar10-mini", "bundled", None)
 

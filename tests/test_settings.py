@@ -129,3 +129,13 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     settings = Settings.from_environment({"CARE_SWEEP_STORAGE_URI": "~/sweeps"})
     assert settings.storage_uri == "/home/someone/sweeps"
+
+
+def test_prefixes_of_object_stores_are_data_roots_too() -> None:
+    settings = Settings.from_environment({"CARE_SWEEP_DATA_ROOTS": "/a:s3://images/few/:/b:s3://other"})
+    assert (settings.data_roots, settings.data_uris) == (
+        (Path("/a"), Path("/b")),
+        ("s3://images/few", "s3://other"),
+    )
+    with pytest.raises(InvalidDocument, match="CARE_SWEEP_DATA_ROOTS"):
+        Settings.from_environment({"CARE_SWEEP_DATA_ROOTS": "/a:https://images"})

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from care_sweep.datasets import DatasetSource, locate, refuse_escapes, require_one_size
 from care_sweep.errors import DatasetError
+from care_sweep.learn.fetching import fetch
 from care_sweep.learn.pixels import Labelled
 from care_sweep.learn.published_sets import read_imagenet100, read_torchvision
 from care_sweep.learn.randomness import Stream, generator
@@ -70,28 +71,35 @@ def load_dataset(
     *,
     download_directory: Path,
     roots: Sequence[Path] | None = None,
+    uris: Sequence[str] = (),
     resize: int | None = None,
     download: bool = False,
 ) -> Dataset:
     """Read a dataset whole into memory and cut it.
+
+    What lies in an object store is brought to this machine first, once (`care_sweep.learn.fetching`).
 
     A source without a test split of its own has 10 % of each class cut off as test first (stratified, seed
     0); then 10 % of each class of train become validation. Both cuts take at least one image of each class.
 
     Args:
         name: one of `care_sweep.datasets.DATASET_FORMS`.
-        download_directory: where torchvision's sets are kept.
+        download_directory: where torchvision's sets are kept, and what was fetched.
         roots: folders that a path in the name must lie under, whatever links are in them; None allows every
-            path.
+            path and URI.
+        uris: prefixes of object stores that a URI in the name must lie under.
         resize: the largest central square of each image is scaled to this side, in pixels.
         download: fetch torchvision's sets where they are missing.
 
     Raises:
         DatasetError: the data is missing, unreadable or unfit; the message names the file and a remedy.
+        StorageError: an object store is out of reach or refuses.
     """
-    source = locate(name, download_directory=download_directory, roots=roots, download=download)
+    source = locate(name, download_directory=download_directory, roots=roots, uris=uris, download=download)
     require_one_size(name, is_resized=resize is not None)
-    if roots is not None:
+    if source.uri is not None:
+        source = dataclasses.replace(source, path=fetch(source.uri, download_directory / "s3"))
+    elif roots is not None:
         refuse_escapes(source, roots)
     return _cut(name, _read(source, resize, download=download))
 

@@ -45,6 +45,7 @@ _BACKOFF_SECONDS = 2.0  # before the second attempt; twice as long before each f
 _LOOK_SECONDS = 0.5
 _WORKER_LOST = "worker lost"
 _OUT_OF_MEMORY = "out of memory"
+_NODE_DRAINED = "node drained"
 _LOSSES = (_WORKER_LOST, _OUT_OF_MEMORY)
 _STOPPED = "stopped"
 
@@ -82,8 +83,8 @@ class _OpenTrial:
 class Conductor:
     """Runs one sweep's trials from the store's point of view. Used from one thread.
 
-    `next` proposes attempts; `measured`, `failed`, `interrupted` and `lost` hear what became of them. `look`
-    hears the wishes of users, at most twice a second.
+    `next` proposes attempts; `measured`, `failed`, `interrupted`, `lost` and `displaced` hear what became of
+    them. `look` hears the wishes of users, at most twice a second.
 
     Attributes:
         revision: the last whose wishes were heard.
@@ -326,6 +327,12 @@ class Conductor:
             trial.not_before = self._clock() + _BACKOFF_SECONDS * 2 ** (trial.num_losses - 1)
         else:
             self.failed(number, attempt, reason=reason, message=message)
+
+    def displaced(self, number: int, attempt: int, message: str) -> None:
+        """The attempt's node was taken away, as somebody meant it to be: again at once, and no loss."""
+        if self._is_current(number, attempt):
+            self._lease.interrupt_trial(number, reason=_NODE_DRAINED, message=message)
+            self._again.append(number)
 
     def interrupted(self, number: int, attempt: int, message: str) -> None:
         """The storage took no more: the sweep says so, pauses and tries again; the trial loses nothing."""

@@ -95,7 +95,8 @@ def _timed(conductor: Conductor, settings: Settings, most: int) -> float:
     spec = conductor.spec
     holding = ray.remote(num_cpus=spec.resources.cpus_per_trial, num_gpus=1, max_calls=1, max_retries=0)
     config = heaviest(spec.space, spec.seed).model_dump()
-    task = holding(time_trials).remote(config, most, settings.download_directory, settings.data_roots)
+    places = settings.download_directory, settings.data_roots, settings.data_uris
+    task = holding(time_trials).remote(config, most, *places)
     conductor.explain("timing how many trials a GPU runs best at once")
     while not ray.wait([task], timeout=_LOOK_SECONDS)[0]:
         conductor.look()
@@ -120,7 +121,11 @@ def _last_line(error: Exception) -> str:
 
 
 def time_trials(
-    config: Mapping[str, Any], most: int, download_directory: Path, data_roots: Sequence[Path]
+    config: Mapping[str, Any],
+    most: int,
+    download_directory: Path,
+    data_roots: Sequence[Path],
+    data_uris: Sequence[str] = (),
 ) -> tuple[int, str]:
     """How many trials of this configuration a GPU runs best at once, up to `most`, and in words why.
 
@@ -137,6 +142,7 @@ def time_trials(
         told.dataset,
         download_directory=download_directory,
         roots=data_roots,
+        uris=data_uris,
         resize=told.resize,
     )
     order = Order(told, data, str(default_device()), _TIMED_STEPS)

@@ -5,23 +5,21 @@ Ray's own OptunaSearch, ASHAScheduler, checkpoints and restore are not used: see
 
 import functools
 import json
-import math
 import os
-import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from care_sweep.run.allotment import Allotment
 from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.nodes import Nodes
 from care_sweep.run.packing import choose_gpus
-from care_sweep.run.sharing import capacity_of, divide
 from care_sweep.run.worker import run_attempt
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, Place
@@ -35,11 +33,6 @@ _ENVIRONMENT = {
     # Files of each trial for TensorBoard, whose library loads torch: 480 MB, and nobody reads them.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-_LOOK_SECONDS = 1.0
-_MOST_MEMORY_BYTES = 360 * 2**20
-"""Tune remembers every trial: a driver that has grown so large hands over to a fresh one."""
-
-_FEW_TRIALS = 100  # that a driver ends before it hands over, however large it was from the start
 
 
 def run_trials(
@@ -53,27 +46,29 @@ def run_trials(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     conductor.gpus_per_trial = choose_gpus(conductor, settings)
-    cluster = _Cluster(conductor)
-    while cluster.await_share():
-        _run(conductor, cluster, settings, work)
+    nodes = Nodes()
+    allotment = Allotment(conductor, nodes)
+    while allotment.wait():
+        _run(conductor, allotment, nodes, settings, work)
 
 
 def _run(
     conductor: Conductor,
-    cluster: "_Cluster",
+    allotment: Allotment,
+    nodes: Nodes,
     settings: Settings,
     work: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """One run of Ray Tune: until the sweep has no more trials, or no share."""
     cpus = conductor.spec.resources.cpus_per_trial
-    searcher = _ConductedSearcher(conductor, cluster, settings)
+    searcher = _ConductedSearcher(conductor, allotment, settings)
     settings.scratch_directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=settings.scratch_directory, ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
             tune.with_resources(work, functools.partial(_bundle, cpus)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_ConductedScheduler(conductor),
+                scheduler=_ConductedScheduler(conductor, nodes),
                 num_samples=-1,  # the searcher counts
                 reuse_actors=True,
             ),
@@ -94,74 +89,23 @@ class _NotSnapshotted:
         return {}
 
 
-class _Cluster:
-    """What the sweep has of the cluster, looked at once a second and told to the conductor."""
-
-    def __init__(self, conductor: Conductor) -> None:
-        self._conductor = conductor
-        self._looked_at = -math.inf
-        self._said: str | None = None
-
-    def await_share(self) -> bool:
-        """Wait until a trial may run. False once none will any more."""
-        while not self._conductor.is_finished:
-            self.look()
-            if self._conductor.share.num_trials or self._conductor.is_out_of_budget:
-                return True
-            time.sleep(_LOOK_SECONDS)
-            self._conductor.look()
-        return False
-
-    def look(self) -> None:
-        """Have the conductor know its share, and whether this process has grown too large."""
-        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
-            return
-        self._looked_at = time.monotonic()
-        conductor, nodes = self._conductor, [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        demands = conductor.demands()
-        if demands is not None:
-            wanted = {"CPU": conductor.spec.resources.cpus_per_trial, "GPU": conductor.gpus_per_trial}
-            conductor.share = divide(nodes, demands).get(conductor.sweep_id, conductor.share)
-            self._explain(None if capacity_of(nodes, wanted) else wanted)
-        if conductor.num_ended >= _FEW_TRIALS and _memory_bytes() > _MOST_MEMORY_BYTES:
-            conductor.hand_over()
-
-    def _explain(self, missing: Mapping[str, float] | None) -> None:
-        """Let the sweep say why nothing runs, when that changes."""
-        said = None
-        if missing:
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in missing.items() if amount)
-            said = f"waiting: no node of the cluster has the {wanted} that a trial needs"
-        elif not self._conductor.share.num_trials:
-            said = "waiting for its turn: other sweeps have the cluster"
-        if said != self._said:
-            self._said = said
-            self._conductor.explain(said)
-
-
-def _memory_bytes() -> int:
-    """Of this process, as Linux tells it."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 class _ConductedSearcher(_NotSnapshotted, Searcher):
     """Proposes what the conductor wants run, as long as the cluster and the sweep's own limit hold it."""
 
-    def __init__(self, conductor: Conductor, cluster: _Cluster, settings: Settings) -> None:
+    def __init__(self, conductor: Conductor, allotment: Allotment, settings: Settings) -> None:
         super().__init__(metric=None, mode=None)
         self._conductor = conductor
-        self._cluster = cluster
+        self._allotment = allotment
         self._settings = settings
         self._assignments: dict[str, Assignment] = {}
 
     def suggest(self, trial_id: str) -> Any:
         self._conductor.look()
-        self._cluster.look()
+        self._allotment.look()
         if self._conductor.is_finished:
             return Searcher.FINISHED
-        if (
-            not self._conductor.has_room and not self._conductor.is_out_of_budget
-        ):  # `next` gives up what waits
+        can_run = self._conductor.has_room or self._conductor.is_out_of_budget  # `next` gives up what waits
+        if not can_run:
             has_share = self._conductor.share.num_trials or self._conductor.num_running
             return None if has_share else Searcher.FINISHED
         assignment = self._conductor.next()
@@ -179,6 +123,7 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
             "scratch_directory": str(self._settings.scratch_directory),
             "download_directory": str(self._settings.download_directory),
             "data_roots": [str(root) for root in self._settings.data_roots],
+            "data_uris": self._settings.data_uris,
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -200,9 +145,21 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
 class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
     """Hands every report to the conductor and stops what it says has ended."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, nodes: Nodes) -> None:
         super().__init__()
         self._conductor = conductor
+        self._nodes = nodes
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Heard before the searcher is told that the trial has ended."""
+        error = trial.get_pickled_error()
+        if (
+            isinstance(error, RayActorError)
+            and error.actor_id
+            and self._nodes.was_meant_to_go(error.actor_id)
+        ):
+            number, attempt = trial.config["number"], trial.config["attempt"]
+            self._conductor.displaced(number, attempt, f"attempt {attempt} ended: its node was drained")
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         number, attempt = trial.config["number"], trial.config["attempt"]

@@ -104,7 +104,11 @@ def _train(order: Mapping[str, Any], place: Workplace) -> None:
         state = place.training_state(order["last_epoch"])
         _LOG.info("goes on from %s", state) if state else _LOG.info("begins anew")
         data = _dataset(
-            config.dataset, config.resize, Path(order["download_directory"]), tuple(order["data_roots"])
+            config.dataset,
+            config.resize,
+            Path(order["download_directory"]),
+            tuple(order["data_roots"]),
+            tuple(order["data_uris"]),
         )
         report = _reporter(order, place)
         try:
@@ -119,14 +123,20 @@ def _train(order: Mapping[str, Any], place: Workplace) -> None:
 
 @lru_cache(maxsize=2)
 def _dataset(
-    name: str, resize: int | None, download_directory: Path, data_roots: tuple[str, ...]
+    name: str,
+    resize: int | None,
+    download_directory: Path,
+    data_roots: tuple[str, ...],
+    data_uris: tuple[str, ...],
 ) -> "Dataset":
     """On the device, so that the trials of a process share it there too."""
     from care_sweep.learn.data import load_dataset  # noqa: PLC0415
     from care_sweep.learn.train import default_device  # noqa: PLC0415
 
     roots = [Path(root) for root in data_roots]
-    data = load_dataset(name, download_directory=download_directory, roots=roots, resize=resize)
+    data = load_dataset(
+        name, download_directory=download_directory, roots=roots, uris=data_uris, resize=resize
+    )
     return data.on(default_device())
 
 

@@ -3,12 +3,16 @@
 Nothing of an object store is loaded before one is opened.
 """
 
+import re
 from pathlib import Path
 
 from care_sweep.storage.contract import Storage, StoredObject
 from care_sweep.storage.folder import Folder
 
-__all__ = ["Storage", "StoredObject", "open_storage"]
+__all__ = ["S3_URI", "Storage", "StoredObject", "open_storage"]
+
+S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+"""The whole of such a text is the address of a bucket, or of a prefix in one."""
 
 
 def open_storage(uri: str) -> Storage:

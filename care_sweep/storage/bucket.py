@@ -16,8 +16,7 @@ try:
     from obstore.store import S3Store
 except ImportError as missing:
     raise StorageError(
-        "CARE_SWEEP_STORAGE_URI names an S3 bucket, for which obstore is not installed: "
-        "pip install 'care-sweep[s3]'"
+        "an S3 bucket is to be used, for which obstore is not installed: pip install 'care-sweep[s3]'"
     ) from missing
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Bucket:
             start += wanted
             yield chunk
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, strict: bool = False) -> Iterator[StoredObject]:
         with self._told(check_key(prefix)):
             pages = iter(self._store.list(prefix, chunk_size=1000))
         while True:
@@ -103,6 +102,8 @@ class Bucket:
                 try:
                     check_key(found["path"])
                 except ValueError:
+                    if strict:
+                        raise
                     continue  # none of ours
                 yield _stored(found)
 

@@ -72,8 +72,12 @@ class Storage(Protocol):
             StorageError: it has another version than `version`, or ends before `stop`.
         """
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object below a prefix, itself a key: `a/b` has `a/b/c` below it, not `a/bc`."""
+    def list(self, prefix: str, *, strict: bool = False) -> Iterator[StoredObject]:
+        """Every object below a prefix, itself a key: `a/b` has `a/b/c` below it, not `a/bc`.
+
+        What others have put there under names that are no keys is passed over, or raises ValueError if
+        `strict`.
+        """
 
     def delete(self, keys: Iterable[str]) -> None:
         """Take these objects away; one that is not there is no error."""

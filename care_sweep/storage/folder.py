@@ -80,12 +80,16 @@ class Folder:
                 start += len(chunk)
                 yield chunk
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, strict: bool = False) -> Iterator[StoredObject]:
         for path, key in self._files(prefix):
             try:
                 yield _stored(check_key(key), path.lstat())
-            except (FileNotFoundError, NotFound, ValueError):
-                continue  # deleted meanwhile, a link, or none of ours
+            except (FileNotFoundError, NotFound):
+                continue  # deleted meanwhile, or a link
+            except ValueError:
+                if strict:
+                    raise
+                continue  # none of ours
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:

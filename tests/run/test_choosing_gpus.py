@@ -15,7 +15,7 @@ from ray import tune
 from benchmarks.few_images import cut_few_images
 from care_sweep.client import Client
 from care_sweep.documents import parse
-from care_sweep.run import packing, tuning
+from care_sweep.run import packing
 from care_sweep.run.packing import choose_gpus, heaviest, most_at_once
 from care_sweep.run.tuning import run_trials
 from care_sweep.settings import Settings
@@ -192,7 +192,7 @@ def one_gpu() -> Iterator[None]:
 @pytest.mark.usefixtures("one_gpu")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trials_go_on_beside_and_after_one_that_wants_a_whole_gpu(
-    make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_sweep: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     def attempt(order: dict[str, Any]) -> None:
         """Trial 1 needs more than half a GPU; in the place of a worker's."""
@@ -211,13 +211,12 @@ def test_trials_go_on_beside_and_after_one_that_wants_a_whole_gpu(
             )
             tune.report({"measurement": measurement.model_dump_json()})
 
-    monkeypatch.setattr(tuning, "run_attempt", attempt)
     sweep = make_sweep(early_stopping="none")
     sweep.clock = time.monotonic  # type: ignore[assignment]  # its own would stand still
     conductor = sweep.conduct()
     conductor.note_gpus(0.5, "2 at once on a GPU")
     settings = Settings.from_environment({"CARE_SWEEP_HOME": str(tmp_path / "home")})
-    run_trials(conductor, settings)
+    run_trials(conductor, settings, attempt)
     assert sweep.store.sweep(sweep.id).trial_counts == {TrialState.COMPLETE: 6}
     held = [line.split(maxsplit=3) for line in (tmp_path / "held").read_text().splitlines()]
     assert {(number, attempt, gpus) for number, attempt, gpus, _ in held} == {

@@ -166,6 +166,26 @@ def test_a_lost_worker_is_replaced_until_its_attempts_are_used_up(make_sweep: Ca
     assert reasons == ["worker lost"] * MAX_LOSSES
 
 
+def test_a_trial_whose_node_is_drained_goes_on_at_once_however_often_it_happens(
+    make_sweep: Callable[..., Sweep],
+) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    first = trial = next_of(conductor)
+    measure(conductor, first, 1, 0.5)
+    for attempt in range(2, MAX_LOSSES + 3):
+        conductor.displaced(trial.number, trial.attempt, "its node was drained")
+        conductor.lost(trial.number, trial.attempt, "its process died")  # as Tune says next
+        trial = next_of(conductor)
+        assert (trial.number, trial.attempt, trial.last_epoch) == (first.number, attempt, 1)
+    conductor = sweep.conduct()
+    trial = next_of(conductor)
+    conductor.lost(trial.number, trial.attempt, "its process died")
+    assert sweep.store.trial(sweep.id, first.number).state is TrialState.WAITING, "its first loss"
+    reasons = {attempt.reason for attempt in sweep.store.attempts(sweep.id, first.number)}
+    assert {"node drained", "worker lost"} <= reasons
+
+
 def test_a_new_conductor_goes_on_where_the_old_one_died(make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep()
     conductor = sweep.conduct()

@@ -13,6 +13,7 @@ from care_sweep.errors import TrialCollapsed, TrialDiverged
 from care_sweep.learn import packing as packing_module
 from care_sweep.learn import train as train_module
 from care_sweep.run import tuning, worker
+from care_sweep.run.nodes import Nodes
 from care_sweep.spec import Measurement, Place, TrialConfig
 
 PLACE = Place(actor_id="a1", node_id="b2", log_name="worker-c3.out")
@@ -43,6 +44,7 @@ def reports(
         "gpus": gpus,
         "download_directory": str(directory),
         "data_roots": [],
+        "data_uris": [],
     }
     with suppress(type(error)):
         worker.run_attempt(order)
@@ -59,7 +61,7 @@ def told(result: dict[str, str]) -> list[dict[str, Any]]:
 
     conductor: Any = SimpleNamespace(failed=failed)
     trial: Any = SimpleNamespace(config={"number": 3, "attempt": 1})
-    scheduler = tuning._ConductedScheduler(conductor)
+    scheduler = tuning._ConductedScheduler(conductor, Nodes())
     assert scheduler.on_trial_result(None, trial, result) == tuning.TrialScheduler.CONTINUE
     return heard
 

@@ -81,6 +81,7 @@ class _Driver:
             "gpus": 0.0,
             "download_directory": "unused",
             "data_roots": [str(Path(self.dataset.partition(":")[2]).parent)],
+            "data_uris": [],
         }
         try:
             worker.run_attempt(order)

@@ -127,6 +127,21 @@ def test_a_prefix_is_whole_names(storage: Storage) -> None:
     assert [found.size_bytes for found in storage.list("a/b/d")] == [1]
 
 
+def test_a_strict_list_raises_at_a_name_that_is_no_key(storage: Storage) -> None:
+    storage.put("a/b", b"x")
+    place = storage.local_path("a/b")
+    if place is not None:
+        (place.parent / "b c").write_bytes(b"x")
+    else:
+        from obstore.store import S3Store
+
+        name, _, prefix = storage.uri.removeprefix("s3://").partition("/")
+        S3Store(name, prefix=prefix).put("a/b c", b"x")
+    assert keys(storage, "a") == ["a/b"]
+    with pytest.raises(ValueError, match="'a/b c' is no key"):
+        list(storage.list("a", strict=True))
+
+
 def test_more_than_a_page_is_listed_and_deleted(storage: Storage) -> None:
     wanted = [f"many/{number:04d}" for number in range(60)]
     for key in wanted:
