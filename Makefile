@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve lint check test test-full lock clean
+.PHONY: help setup demo serve lint check test test-full compose-test lock clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
@@ -40,9 +40,17 @@ test: setup  ## every test but those of test-full
 test-full: setup  ## fuzzing, scale, containers, long README commands
 	$(BIN)/pytest -q -m "full or containers" --timeout 3600
 
-lock: setup  ## resolve requirements.lock again
-	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml --output-file requirements.lock
+compose-test: setup  ## build the images, run a sweep in containers and disturb it
+	$(BIN)/pytest -q -s tests/docker/test_containers.py --timeout 3600
+
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links
+
+lock: setup  ## resolve requirements.lock again, and from it the locks of the images
+	$(LOCK) --upgrade --group dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --constraint requirements.lock --group service --output-file docker/api.lock
+	$(LOCK) --constraint requirements.lock --extra postgresql --extra s3 pyproject.toml --output-file docker/worker.lock
+	$(LOCK) --constraint requirements.lock --group build --output-file docker/build.lock
 
 clean:  ## the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
