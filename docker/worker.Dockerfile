@@ -18,19 +18,18 @@ COPY --from=wheel /wheels /wheels
 RUN pip --python /opt/care-sweep/bin/python install --no-cache-dir --no-deps --no-index --root /program /wheels/*.whl
 
 FROM python:3.11-slim-bookworm
-# A C compiler is what Triton builds its launchers with on a GPU.
+COPY --from=dependencies /opt/care-sweep /opt/care-sweep
+# A compiler is what torch.compile builds a trial's kernels with. KubeRay may start Ray from a login shell, whose PATH is
+# Debian's. Any user of group 0 may run the image, also one that /etc/passwd does not know.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev tini \
+    && apt-get install --yes --no-install-recommends g++ tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --gid 0 --create-home --home-dir /home/care care \
-    && chmod 0770 /home/care
-COPY --from=dependencies /opt/care-sweep /opt/care-sweep
+    && chmod 0770 /home/care \
+    && ln -s /opt/care-sweep/bin/ray /opt/care-sweep/bin/care-sweep /usr/local/bin/
 COPY --from=program /program /
 COPY docker/node_healthy.py docker/runner.sh /opt/care-sweep/
-# KubeRay starts Ray from a login shell, whose PATH is Debian's.
-RUN ln -s /opt/care-sweep/bin/ray /opt/care-sweep/bin/care-sweep /usr/local/bin/
-# Any user of group 0 may run it, also one that /etc/passwd does not know.
 ENV PATH=/opt/care-sweep/bin:$PATH HOME=/home/care USER=care CARE_SWEEP_HOME=/home/care \
     PYTHONUNBUFFERED=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_memory_monitor_refresh_ms=0 \
     TORCHINDUCTOR_CACHE_DIR=/home/care/.cache/torchinductor

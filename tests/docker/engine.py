@@ -1,4 +1,4 @@
-"""Which container engine do the tests use? Docker's that runs here, else a private one, else they are skipped."""
+"""Which container engine do the tests use? The Docker that runs here, else a private one, else none."""
 
 import os
 import shutil
@@ -52,7 +52,8 @@ def running_engine() -> Iterator[Engine]:
         pytest.skip("no Docker with Compose runs here, and a private one takes root and apt")
     folder = Path(tempfile.gettempdir()) / "care-sweep-containers"
     folder.mkdir(exist_ok=True)
-    start = f"container_engine_up {folder} && container_engine_base && printf '%s\\n' $PATH $DOCKER_HOST $DCOMPOSE"
+    start = f"container_engine_up {folder} && container_engine_base"
+    start += " && printf '%s\\n' $PATH $DOCKER_HOST $DCOMPOSE"
     try:
         started = _bash(folder, start, folder / "start.log")
         if started is None:

@@ -1,4 +1,4 @@
-"""What the images install: locks that agree with requirements.lock, and Dockerfiles without a linter's complaint."""
+"""What the images install: locks that agree with requirements.lock, Dockerfiles that a linter accepts."""
 
 import re
 import subprocess
