@@ -6,6 +6,7 @@ CareSweepError
 ├── CheckpointError        a checkpoint that is missing, damaged or of another format
 ├── TrialDiverged          a training loss that is no longer finite
 ├── TrialCollapsed         embeddings that are all at one point
+├── RankLost               a process that trained a trial with others is gone
 ├── NotFound               no such sweep, trial, space or checkpoint
 ├── Conflict               the request does not fit the present state
 │   └── RequestUnderWay    the same request has not been answered yet
@@ -43,6 +44,7 @@ __all__ = [
     "NotFound",
     "Problem",
     "QuotaExceeded",
+    "RankLost",
     "RequestUnderWay",
     "RevisionMismatch",
     "ServiceError",
@@ -112,6 +114,10 @@ class TrialCollapsed(CareSweepError, ArithmeticError):  # noqa: N818
     ) -> None:
         self.epoch, self.metrics, self.seconds = epoch, dict(metrics or {}), seconds
         super().__init__(message)
+
+
+class RankLost(CareSweepError):  # noqa: N818
+    """Of the processes that train one trial together one has died, or does not answer."""
 
 
 class NotFound(CareSweepError, LookupError):  # noqa: N818

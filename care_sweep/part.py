@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["START_SECONDS", "Part", "answers"]
+__all__ = ["START_SECONDS", "Part", "answers", "end_with_parent"]
 
 START_SECONDS = 120.0
 """By then a part answers, or something is wrong."""
@@ -74,7 +74,7 @@ class Part:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
-                preexec_fn=_end_with_parent,  # noqa: PLW1509  (this process has no threads)
+                preexec_fn=end_with_parent,  # noqa: PLW1509  (this process has no threads)
             )
 
     def stop(self, *, grace_seconds: float = _STOP_SECONDS) -> None:
@@ -124,6 +124,7 @@ def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
         return False
 
 
-def _end_with_parent() -> None:
+def end_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
+    """Have this process sent the signal when the thread that started it ends; on Linux only."""
     if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, how)

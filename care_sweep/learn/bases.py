@@ -16,8 +16,16 @@ from torch.nn.functional import normalize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from care_sweep.learn.encoder import EMBEDDING_DIMENSIONS, CareModel
-from care_sweep.learn.objective import alignment, barlow_twins, info_nce, queue_info_nce, uniformity
+from care_sweep.learn.objective import (
+    alignment,
+    at_least_single,
+    barlow_twins,
+    info_nce,
+    queue_info_nce,
+    uniformity,
+)
 from care_sweep.learn.randomness import generator
+from care_sweep.learn.ranks import Ranks
 from care_sweep.spec import TrialConfig
 
 __all__ = ["Base", "build_base"]
@@ -45,7 +53,7 @@ class Base(nn.Module):
 
         Args:
             outputs: the projector's outputs (B, D), not yet of unit length, of the `num_embedded` groups.
-            held_views: the normalised images of the `num_held` groups.
+            held_views: the normalised images of the `num_held` groups; where ranks share a batch, the own.
         """
         raise NotImplementedError
 
@@ -58,13 +66,13 @@ class Base(nn.Module):
             setattr(self, name, torch.tensor(getattr(self, name), device=device))
 
 
-def build_base(config: TrialConfig, model: CareModel) -> Base:
+def build_base(config: TrialConfig, model: CareModel, ranks: Ranks | None = None) -> Base:
     """The base of a trial, with its state on the model's device."""
     base: Base
     if config.objective == "none":
         base = NoContrast()
     elif config.base == "moco":
-        base = MoCo(config, model)
+        base = MoCo(config, model, ranks)
     elif config.base == "barlow_twins":
         base = BarlowTwins(config)
     else:
@@ -131,8 +139,9 @@ class MoCo(Base):
 
     Order of a step as published (He et al., arXiv 1911.05722, Algorithm 1; v2: arXiv 2003.04297): the loss is
     taken against the queue before this step's keys enter it, and the key encoder has followed the weights
-    that the query encoder has now. Its BatchNorm statistics are its own. We train on one device, so there is
-    no shuffling of images among devices before BatchNorm; the queue need not be a multiple of the batch.
+    that the query encoder has now. Its BatchNorm statistics are its own. They are of the whole batch, on
+    however many devices it is, so there is no shuffling of images among devices before BatchNorm. The queue
+    need not be a multiple of the batch.
 
     The state: `key_model`, `queue` (K, D), and `oldest`, the row of the queue that is overwritten next.
     """
@@ -143,9 +152,9 @@ class MoCo(Base):
     queue: Tensor
     oldest: Tensor
 
-    def __init__(self, config: TrialConfig, model: CareModel) -> None:
+    def __init__(self, config: TrialConfig, model: CareModel, ranks: Ranks | None) -> None:
         super().__init__()
-        self.temperature = config.temperature
+        self.temperature, self._ranks = config.temperature, ranks
         self._average = get_ema_multi_avg_fn(config.key_encoder_momentum)  # type: ignore[no-untyped-call]
         self.key_model = copy.deepcopy(model).requires_grad_(False).train()
         random_KD = torch.randn(
@@ -157,8 +166,14 @@ class MoCo(Base):
 
     def forward(self, outputs: Sequence[Tensor], held_views: Tensor) -> Tensor:
         with torch.no_grad():
-            self._keys_BD = normalize(self.key_model.outputs(held_views).float())
+            self._keys_BD = normalize(self._key_outputs(held_views))
         return queue_info_nce(normalize(outputs[0]), self._keys_BD, self.queue, self.temperature)
+
+    def _key_outputs(self, held_views: Tensor) -> Tensor:
+        if self._ranks is None:
+            return at_least_single(self.key_model.outputs(held_views))
+        with self.key_model.view_groups(1, self._ranks):
+            return self._ranks.gathered(at_least_single(self.key_model.outputs(held_views)), 1)
 
     @torch.no_grad()
     def follow(self, model: CareModel) -> None:

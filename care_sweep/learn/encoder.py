@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize, relu
 
+from care_sweep.learn.objective import at_least_single
 from care_sweep.learn.randomness import stream_seed
+from care_sweep.learn.ranks import Ranks
 
 __all__ = [
     "EMBEDDING_DIMENSIONS",
@@ -35,12 +37,16 @@ class _ByViewGroup(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation whose batch is one view group: a concatenated forward equals one forward a group.
 
     The published step runs four forwards, so each group has batch statistics of its own, and the running
-    statistics move once a group, in order.
+    statistics move once a group, in order. Where several ranks train together, a group's statistics are those
+    of all its images, on whatever rank they are.
     """
 
     num_view_groups: int = 1
+    ranks: Ranks | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is torch's)
+        if self.training and self.ranks is not None:
+            return self._all_groups_at_once(input)
         if not self.training or self.num_view_groups == 1:
             return super().forward(input)
         if torch.compiler.is_compiling():
@@ -48,20 +54,24 @@ class _ByViewGroup(nn.modules.batchnorm._BatchNorm):
         return torch.cat([super(_ByViewGroup, self).forward(g) for g in input.chunk(self.num_view_groups)])
 
     def _all_groups_at_once(self, input: Tensor) -> Tensor:  # noqa: A002
-        """The same written out, in float32, for a compiler that makes few passes of it."""
+        """The same written out, in float32 or more: a compiler makes few passes of it, and ranks can pool
+        their statistics."""
         num_groups = self.num_view_groups
-        groups = input.float().view(num_groups, -1, *input.shape[1:])
+        groups = at_least_single(input).view(num_groups, -1, *input.shape[1:])
         over = [1, *range(3, groups.ndim)]
         variance, mean = torch.var_mean(groups, over, correction=0, keepdim=True)
-        self._follow(mean.detach().view(num_groups, -1), variance.detach().view(num_groups, -1), groups)
+        num_values = groups[0].numel() // groups.shape[2]
+        if self.ranks is not None:
+            variance, mean = self.ranks.pooled(variance, mean)
+            num_values *= self.ranks.number
+        self._follow(mean.detach().view(num_groups, -1), variance.detach().view(num_groups, -1), num_values)
         shape = (-1, *[1] * (groups.ndim - 3))
         scale = self.weight.view(shape) * (variance + self.eps).rsqrt()
         normalised: Tensor = (groups - mean) * scale + self.bias.view(shape)
         return normalised.flatten(0, 1).to(input.dtype)
 
-    def _follow(self, mean_GC: Tensor, variance_GC: Tensor, groups: Tensor) -> None:
-        """Move the running statistics once a group, in order."""
-        num_values = groups[0].numel() // groups.shape[2]
+    def _follow(self, mean_GC: Tensor, variance_GC: Tensor, num_values: int) -> None:
+        """Move the running statistics once a group, in order; each is of so many values."""
         assert self.running_mean is not None, "built with running statistics"
         assert self.running_var is not None, "built with running statistics"
         assert self.num_batches_tracked is not None, "built with running statistics"
@@ -163,16 +173,17 @@ class CareModel(nn.Module):
         return outputs
 
     @contextmanager
-    def view_groups(self, number: int) -> Iterator[None]:
-        """In training, batch normalisation sees so many groups; whoever calls the encoder alone, one."""
+    def view_groups(self, number: int, ranks: Ranks | None = None) -> Iterator[None]:
+        """In training, batch normalisation sees so many groups, of all ranks; whoever calls the encoder
+        alone, one, of its own."""
         norms = [module for module in self.modules() if isinstance(module, _ByViewGroup)]
         try:
             for norm in norms:
-                norm.num_view_groups = number
+                norm.num_view_groups, norm.ranks = number, ranks
             yield
         finally:
             for norm in norms:
-                norm.num_view_groups = 1
+                norm.num_view_groups, norm.ranks = 1, None
 
 
 def build_encoder(name: EncoderName, stem: Stem = "cifar") -> tuple[nn.Module, int]:

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 __all__ = [
     "alignment",
+    "at_least_single",
     "barlow_twins",
     "info_nce",
     "orthogonal_equivariance",
@@ -57,7 +58,7 @@ def info_nce(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """
     _check_pair(z1, z2)
     _check_temperature(temperature)
-    z_VD = _at_least_single(torch.cat([z1, z2]))
+    z_VD = at_least_single(torch.cat([z1, z2]))
     itself_VV = _itself(len(z_VD), z_VD.device)
     logits_VV = (_product(z_VD, z_VD.T) / temperature).masked_fill(itself_VV, float("-inf"))
     return cross_entropy(logits_VV, _positive(len(z1), z_VD.device))
@@ -74,7 +75,7 @@ def alignment(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """
     _check_pair(z1, z2)
     _check_temperature(temperature)
-    return -(_at_least_single(z1) * _at_least_single(z2)).sum(1).mean() / temperature
+    return -(at_least_single(z1) * at_least_single(z2)).sum(1).mean() / temperature
 
 
 def uniformity(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def uniformity(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """
     _check_pair(z1, z2)
     _check_temperature(temperature)
-    z_VD = _at_least_single(torch.cat([z1, z2]))
+    z_VD = at_least_single(torch.cat([z1, z2]))
     own_image_VV = _own_image(len(z1), z_VD.device)
     return (_product(z_VD, z_VD.T) / temperature).masked_fill(own_image_VV, float("-inf")).logsumexp(1).mean()
 
@@ -116,7 +117,7 @@ def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
         raise ValueError(
             f"the queue must be (K, {queries.shape[1]}) with 1 key or more, it is {tuple(queue.shape)}"
         )
-    q_BD, k_BD, queue_KD = (_at_least_single(z) for z in (queries, keys, queue))
+    q_BD, k_BD, queue_KD = (at_least_single(z) for z in (queries, keys, queue))
     if not q_BD.dtype == k_BD.dtype == queue_KD.dtype:
         raise ValueError(
             f"the queue must be of the type of queries and keys, {queries.dtype} and {keys.dtype}; it is "
@@ -156,7 +157,7 @@ def barlow_twins(y1: Tensor, y2: Tensor, redundancy_weight: float | Tensor) -> T
 
 
 def _standardised(y_BD: Tensor) -> Tensor:
-    centred_BD = _at_least_single(y_BD)
+    centred_BD = at_least_single(y_BD)
     centred_BD = centred_BD - centred_BD.mean(0)
     return centred_BD * (centred_BD.square().mean(0) + _BATCH_NORM_EPSILON).rsqrt()
 
@@ -193,7 +194,7 @@ def orthogonal_equivariance(z1: Tensor, z2: Tensor, num_splits: int) -> Tensor:
             f"{num_images} images cannot be cut into {num_splits} equal splits of 2 or more: "
             "use a divisor of the batch size, at most half of it"
         )
-    z_2SCD = _at_least_single(torch.stack([z1, z2])).view(2, num_splits, -1, num_dimensions)
+    z_2SCD = at_least_single(torch.stack([z1, z2])).view(2, num_splits, -1, num_dimensions)
     gram_2SCC = _product(z_2SCD, z_2SCD.mT)
     difference_SCC = gram_2SCC[0] - gram_2SCC[1]
     size = difference_SCC.shape[-1]
@@ -277,5 +278,6 @@ def _check_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, it is {value!r}")
 
 
-def _at_least_single(z: Tensor) -> Tensor:
+def at_least_single(z: Tensor) -> Tensor:
+    """In float32, unless it is of higher precision already."""
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z

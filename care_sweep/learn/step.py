@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 from care_sweep.errors import TrialDiverged
 from care_sweep.learn.bases import Base
 from care_sweep.learn.encoder import CareModel
-from care_sweep.learn.objective import orthogonal_equivariance
+from care_sweep.learn.objective import at_least_single, orthogonal_equivariance
+from care_sweep.learn.ranks import Ranks
 from care_sweep.spec import TrialConfig
 
 __all__ = ["StepLosses", "divergence", "precision_of", "step_losses"]
@@ -41,6 +42,7 @@ def step_losses(
     equivariance_weight: float | Tensor | None,
     num_splits: int,
     precision: torch.dtype,
+    ranks: Ranks | None = None,
 ) -> StepLosses:
     """The losses of a step.
 
@@ -51,14 +53,17 @@ def step_losses(
             weight, then those that the base holds.
         num_groups: V, all but the held ones.
         equivariance_weight: None leaves L_equi out.
-        precision: what the encoders compute in; losses are float32.
+        precision: what the encoders compute in; losses are float32 or more.
+        ranks: those that have other images of the batch; the losses are of all.
     """
     num_images = len(views) // (num_groups + base.num_held)
     embedded, held = views.tensor_split([num_groups * num_images])
     with torch.autocast(
         views.device.type, precision, enabled=precision != torch.float32, cache_enabled=False
     ):
-        outputs_VBD = model.outputs(embedded).float().chunk(num_groups)
+        outputs = at_least_single(model.outputs(embedded))
+        outputs = outputs if ranks is None else ranks.gathered(outputs, num_groups)
+        outputs_VBD = outputs.chunk(num_groups)
         contrast = base(outputs_VBD[: base.num_embedded], held)
     if equivariance_weight is None:
         return StepLosses(contrast, contrast, torch.zeros_like(contrast))

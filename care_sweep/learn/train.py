@@ -1,5 +1,8 @@
 """How is one CARE trial trained, epoch by epoch, so that it can be interrupted anywhere and go on?
 
+On several devices a trial is one process for each: all hold its weights and take its steps, a share of each
+batch apiece; the first one alone measures, writes and reports.
+
 Shape suffixes: B images of a batch, V view groups that the model embeds, D dimensions.
 
 Permutation and views of an epoch are functions of (seed, epoch), the learning rate of the step: the state of
@@ -7,6 +10,7 @@ a trial is its weights, BatchNorm's statistics, the optimiser's moments, what it
 encoder and queue) and the number of epochs done.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -19,12 +23,19 @@ import torch
 from torch import Tensor
 
 from care_sweep.documents import parse
-from care_sweep.errors import CheckpointError, DatasetError, TrialCollapsed, TrialDiverged
+from care_sweep.errors import (
+    CheckpointError,
+    DatasetError,
+    InvalidDocument,
+    Problem,
+    TrialCollapsed,
+    TrialDiverged,
+)
 from care_sweep.learn import checkpoint
 from care_sweep.learn.bases import build_base
 from care_sweep.learn.captured import CapturedSteps, EpochDraws
 from care_sweep.learn.collapse import sign_of_collapse
-from care_sweep.learn.data import Dataset
+from care_sweep.learn.data import Dataset, Split
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import (
     Features,
@@ -35,12 +46,20 @@ from care_sweep.learn.evaluate import (
     fit_probes,
     knn_metrics,
 )
+from care_sweep.learn.gang import Gang
 from care_sweep.learn.measures import NotFiniteError
 from care_sweep.learn.randomness import generator
+from care_sweep.learn.ranks import Ranks
 from care_sweep.learn.state import check_optimizer, check_tensors, opened, written_beside
 from care_sweep.learn.step import StepLosses, divergence, precision_of, step_losses
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
-from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
+from care_sweep.spec import (
+    FIELDS_OF_DEVICES,
+    CheckpointReference,
+    Measurement,
+    TrialConfig,
+    misfit_of_devices,
+)
 
 __all__ = ["default_device", "epochs_alone", "train", "untrained"]
 
@@ -58,6 +77,7 @@ def train(
     *,
     directory: Path,
     device: torch.device | None = None,
+    num_devices: int = 1,
     resume_from: Path | None = None,
 ) -> None:
     """Train one trial and report each epoch.
@@ -78,6 +98,9 @@ def train(
 
     Args:
         device: the first GPU if there is one, else the CPU.
+        num_devices: GPUs of this machine that share each batch, from `device` on, a process for each; on a
+            CPU that many processes. The trial is the same up to rounding, and its states go on with any
+            number of devices. Steps over several are not compiled.
         resume_from: a state file of the same configuration and images; training goes on after its epoch. A
             state of the last epoch is evaluated and reported again.
 
@@ -89,16 +112,34 @@ def train(
             epoch is, by the embeddings that batch statistics give.
         DatasetError: there are fewer train images than `batch_size`.
         CheckpointError: the state is damaged, or of another configuration or other images.
+        InvalidDocument: the configuration is not for so many devices.
+        RankLost, torch.OutOfMemoryError, RuntimeError: the process of another device died, lacked memory or
+            failed otherwise.
     """
     device = default_device() if device is None else device
+    _refuse_misfits(config, num_devices, device)
     data = data.on(device)
-    trial = _Trial(config, data, device)
+    trial = _Trial(config, data, device, Ranks(0, num_devices) if num_devices > 1 else None)
     directory.mkdir(parents=True, exist_ok=True)
     losses = trial.restore(resume_from) if resume_from is not None else {}
+    with Gang(num_devices, device, _follow, config, _outline(data), resume_from) as gang:
+        gang.run(trial.give_images)
+        _train_epochs(trial, losses, gang, report, directory)
+
+
+def _train_epochs(
+    trial: "_Trial",
+    losses: dict[str, float],
+    gang: Gang,
+    report: Callable[[Measurement], None],
+    directory: Path,
+) -> None:
+    """The epochs that are left; `losses` are those of the last one done."""
+    config, device = trial.config, trial.device
     while True:
         started, num_images = time.perf_counter(), 0
         if trial.num_epochs_done < config.epochs:
-            losses, num_images = trial.train_epoch(), trial.num_steps * config.batch_size
+            losses, num_images = gang.run(trial.train_epoch), trial.num_steps * config.batch_size
         epoch = trial.num_epochs_done
         with written_beside(_state_path(directory, epoch), trial.state(losses), device):
             metrics, reference = _evaluate(trial, losses, directory, started)
@@ -111,6 +152,49 @@ def train(
         _state_path(directory, epoch - 2).unlink(missing_ok=True)
         if epoch == config.epochs:
             return
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outline:
+    """What another process must know of a dataset; the train images come from rank 0."""
+
+    data: Dataset
+    num_images: int
+
+
+def _outline(data: Dataset) -> _Outline:
+    nothing = Split(data.train.images[:0].cpu(), data.train.labels[:0].cpu())
+    emptied = dataclasses.replace(data, train=nothing, validation=nothing, test=nothing)
+    return _Outline(emptied, len(data.train.images))
+
+
+def _follow(
+    ranks: Ranks, device: torch.device, config: TrialConfig, outline: _Outline, resume_from: Path | None
+) -> Iterator[None]:
+    """What the ranks after the first do: take the images, and an epoch's steps at each further turn."""
+    nothing = outline.data.train
+    images = nothing.images.new_empty(outline.num_images, *nothing.images.shape[1:], device=device)
+    labels = nothing.labels.new_zeros(outline.num_images)  # training looks at none
+    ranks.of_the_first(images)
+    data = dataclasses.replace(outline.data, train=Split(images, labels))
+    trial = _Trial(config, data, device, ranks)
+    if resume_from is not None:
+        trial.restore(resume_from)
+    while True:
+        yield
+        trial.train_epoch()
+
+
+def _refuse_misfits(config: TrialConfig, num_devices: int, device: torch.device) -> None:
+    """Refuse a configuration whose batches cannot be shared so, and more GPUs than there are."""
+    for name in FIELDS_OF_DEVICES:
+        detail = misfit_of_devices(name, getattr(config, name), num_devices)
+        if detail is not None:
+            raise InvalidDocument([Problem(f"/{name}", detail)])
+    if device.type == "cuda" and (device.index or 0) + num_devices > torch.cuda.device_count():
+        raise ValueError(
+            f"{num_devices} GPUs are to train a trial, and {torch.cuda.device_count()} are there"
+        )
 
 
 def untrained(config: TrialConfig, data: Dataset, *, device: torch.device | None = None) -> dict[str, float]:
@@ -207,8 +291,10 @@ def _deliver(
 class _Trial:
     """A model in training: weights, optimiser, base, and how many epochs are done."""
 
-    def __init__(self, config: TrialConfig, data: Dataset, device: torch.device) -> None:
-        self.config, self.data, self.device = config, data, device
+    def __init__(
+        self, config: TrialConfig, data: Dataset, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
+        self.config, self.data, self.device, self.ranks = config, data, device, ranks
         self.num_steps = len(data.train.labels) // config.batch_size  # of an epoch
         if self.num_steps == 0:
             raise DatasetError(
@@ -218,8 +304,10 @@ class _Trial:
         self.images = data.train.images.to(device)
         self.precision = precision_of(config, device)
         self.model = build_model(config.encoder, config.seed, config.stem).to(device)
-        self.base = build_base(config, self.model)
-        is_compiled = config.compile == "always" or (config.compile == "auto" and device.type == "cuda")
+        self.base = build_base(config, self.model, ranks)
+        is_compiled = ranks is None and (
+            config.compile == "always" or (config.compile == "auto" and device.type == "cuda")
+        )
         self.optimizer = _build_optimizer(self.model, config, is_on_device=is_compiled)
         num_groups = self.base.num_embedded + (2 if config.equivariance_weight else 0)
         weight = (
@@ -308,20 +396,28 @@ class _Trial:
         """The steps of an epoch one by one; the means of their losses."""
         total = torch.zeros(3, device=self.device)
         for step, rate in enumerate(draws.rates):
-            batch = slice(step * self.config.batch_size, (step + 1) * self.config.batch_size)
-            images = self.images[draws.order[batch].to(self.device, non_blocking=True)]
-            total += self._step(images, [group[batch] for group in draws.views], step, rate)
+            rows = self._rows(step)
+            images = self.images[draws.order[rows].to(self.device, non_blocking=True)]
+            total += self._step(images, [group[rows] for group in draws.views], step, rate)
         means: list[float] = (total / self.num_steps).tolist()
         return means
+
+    def _rows(self, step: int) -> slice:
+        """Of the epoch's draws those of a step, or this rank's share of them."""
+        size = self.config.batch_size
+        share = slice(0, size) if self.ranks is None else self.ranks.share(size)
+        return slice(step * size + share.start, step * size + share.stop)
 
     def _step(self, images: Tensor, view_groups: list[ViewParameters], step: int, rate: float) -> Tensor:
         """One step of the optimiser; its losses (total, contrast, equivariance), still on the device."""
         views = torch.cat([apply_views(images, parameters) for parameters in view_groups])
         views = normalise(views, self.data.mean, self.data.std)
-        with self.model.view_groups(self._num_batches):
-            losses = step_losses(self.model, self.base, views, **self._options)
+        with self.model.view_groups(self._num_batches, self.ranks):
+            losses = step_losses(self.model, self.base, views, **self._options, ranks=self.ranks)
         self.optimizer.zero_grad()
         losses.loss.backward()  # type: ignore[no-untyped-call]
+        if self.ranks is not None:
+            self.ranks.average([p.grad for p in self.model.parameters() if p.grad is not None])
         self._refuse_divergence(losses, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -335,6 +431,11 @@ class _Trial:
         if not torch.isfinite(losses.loss + norm):
             where = self._where(self.num_epochs_done + 1, step + 1)
             raise divergence(where, self.base.contrast, [*losses.stacked().tolist(), norm.item()])
+
+    def give_images(self) -> None:
+        """Send them to the other ranks."""
+        if self.ranks is not None:
+            self.ranks.of_the_first(self.images)
 
     # --- the state ------------------------------------------------------------------------------------------
 

@@ -3,13 +3,14 @@
 Every document is a frozen pydantic model. Nothing here reads a clock, a file or an environment.
 """
 
-from care_sweep.spec.config import TrialConfig
+from care_sweep.spec.config import FIELDS_OF_DEVICES, TrialConfig, misfit_of_devices
 from care_sweep.spec.outcomes import CheckpointReference, Measurement, Place, SweepState, TrialState
 from care_sweep.spec.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar
 from care_sweep.spec.space import SearchSpace
 from care_sweep.spec.sweep import METRICS, Budget, EarlyStopping, Resources, SweepSpec
 
 __all__ = [
+    "FIELDS_OF_DEVICES",
     "METRICS",
     "Budget",
     "CategoricalParameter",
@@ -27,4 +28,5 @@ __all__ = [
     "SweepState",
     "TrialConfig",
     "TrialState",
+    "misfit_of_devices",
 ]

@@ -8,7 +8,14 @@ from pydantic_core import PydanticCustomError
 
 from care_sweep.documents import Document
 
-__all__ = ["FIELD_RULES", "NEVER_SEARCHED", "FieldRule", "TrialConfig"]
+__all__ = [
+    "FIELDS_OF_DEVICES",
+    "FIELD_RULES",
+    "NEVER_SEARCHED",
+    "FieldRule",
+    "TrialConfig",
+    "misfit_of_devices",
+]
 
 
 NEVER_SEARCHED = ("dataset", "resize", "epochs", "knn_neighbors", "probe_epochs", "seed")
@@ -77,7 +84,8 @@ class TrialConfig(Document):
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="whether steps are compiled, and on a GPU captured as one graph. auto: on a GPU",
+        description="whether steps are compiled, and on a GPU captured as one graph. auto: on a GPU, unless "
+        "several train the trial",
     )
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -180,3 +188,19 @@ FIELD_RULES: tuple[tuple[tuple[str, ...], FieldRule], ...] = (
     (("objective", "equivariance_weight"), _nothing_to_train),
 )
 """What must hold among fields: those a rule reads, the one to blame first, and what is wrong with them."""
+
+FIELDS_OF_DEVICES = ("batch_size", "compile")
+"""Not every value of these goes with every number of GPUs that train a trial."""
+
+
+def misfit_of_devices(name: str, value: Any, num_devices: int) -> str | None:
+    """Why so many GPUs cannot train a trial with this value of one of the `FIELDS_OF_DEVICES`, if so."""
+    if name == "batch_size" and value % num_devices:
+        fewer = max(number for number in range(1, num_devices) if value % number == 0)
+        return (
+            f"batch_size {value} cannot be shared equally by {num_devices} GPUs: use {fewer}, or multiples "
+            f"of {num_devices} for batch_size"
+        )
+    if name == "compile" and value == "always" and num_devices > 1:
+        return "steps over several GPUs are not compiled: use 1, or auto or never for compile"
+    return None

@@ -17,6 +17,8 @@ def run(
     data: Dataset,
     directory: Path,
     *,
+    device: torch.device = CPU,
+    num_devices: int = 1,
     resume_from: Path | None = None,
     then: Callable[[Measurement], None] = lambda _: None,
 ) -> list[Measurement]:
@@ -26,7 +28,15 @@ def run(
         reported.append(measurement)
         then(measurement)
 
-    train(config, data, report, directory=directory, device=CPU, resume_from=resume_from)
+    train(
+        config,
+        data,
+        report,
+        directory=directory,
+        device=device,
+        num_devices=num_devices,
+        resume_from=resume_from,
+    )
     return reported
 
 
