@@ -81,6 +81,10 @@ def _resource_problems(spec: SweepSpec, cluster: ClusterRecord | None) -> Iterat
     if wanted.cpus_per_trial > most_cpus:
         detail = f"the largest node of the cluster has {most_cpus:g} CPUs; use at most that many"
         yield Problem("/resources/cpus_per_trial", detail, shorten(wanted.cpus_per_trial))
-    if wanted.gpus_per_trial != "auto" and wanted.gpus_per_trial > max(r.get("gpus", 0) for r in alive):
-        detail = "no node of the cluster has a GPU to give; use 0, or auto, which asks only for what there is"
+    most_gpus = max(resources.get("gpus", 0) for resources in alive)
+    if wanted.gpus_per_trial != "auto" and wanted.gpus_per_trial > most_gpus:
+        detail = (
+            f"the largest node of the cluster has {most_gpus:g} GPUs, and a trial does not span two; use at "
+            "most that many, or auto, which asks only for what there is"
+        )
         yield Problem("/resources/gpus_per_trial", detail, shorten(wanted.gpus_per_trial))

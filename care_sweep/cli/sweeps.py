@@ -46,7 +46,9 @@ def submit(
     seed: Annotated[int | None, typer.Option(help="All trials share it.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is maximised.")] = None,
     cpus_per_trial: Annotated[int | None, typer.Option(help="What one trial holds.")] = None,
-    gpus_per_trial: Annotated[str | None, typer.Option(help="auto (timed once), or from 0 to 1.")] = None,
+    gpus_per_trial: Annotated[
+        str | None, typer.Option(help="auto (timed once), from 0 to 1, or how many.")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="What the sweep may spend.")] = None,
     priority: Annotated[
         float | None,

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from care_sweep.documents import parse
 from care_sweep.errors import (
     CareSweepError,
     DatasetError,
+    RankLost,
     StateDamaged,
     StorageError,
     TrialCollapsed,
@@ -47,9 +48,9 @@ def run_attempt(order: Mapping[str, Any]) -> None:
 
     First of all it reports where it runs.
     A failure of the trial itself is reported with its reason, a collapse with what was measured too, want of
-    memory as a loss, an unusable disk or object store as an interruption. After divergence, collapse, unfit
-    images and an interruption the process is fit for the next trial; after any other exception Ray replaces
-    it.
+    memory and the death of a process that trained with this one as a loss, an unusable disk or object store
+    as an interruption. After divergence, collapse, unfit images and an interruption the process is fit for
+    the next trial; after any other exception Ray replaces it.
     """
     tune.report({"place": _place().model_dump_json()})
     try:
@@ -66,12 +67,14 @@ def run_attempt(order: Mapping[str, Any]) -> None:
         _report_failure("diverged", error)
     except DatasetError as error:
         _report_failure("dataset", error)
+    except RankLost as error:
+        _report_loss("worker lost", error)
+        raise  # what it shared with that process may be left in any state
     except StorageError as error:
         tune.report({"interruption": f"{error}; the sweep goes on once that is mended"})
     except Exception as error:
         if _is_out_of_memory(error):
-            loss = {"reason": "out of memory", "message": str(error)[:4000]}
-            tune.report({"loss": json.dumps(loss)})
+            _report_loss("out of memory", error)
             raise  # the process that could not allocate is not kept
         if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
             _report_failure("error", error)
@@ -110,12 +113,19 @@ def _train(order: Mapping[str, Any], place: Workplace) -> None:
             tuple(order["data_roots"]),
             tuple(order["data_uris"]),
         )
-        report = _reporter(order, place)
+        train_here = partial(
+            train,
+            config,
+            data,
+            _reporter(order, place),
+            directory=place.directory,
+            num_devices=max(1, int(order["gpus"])),
+        )
         try:
-            train(config, data, report, directory=place.directory, resume_from=state)
+            train_here(resume_from=state)
         except StateDamaged as error:  # what the driver has heard already it leaves aside
             _LOG.warning("%s: begins anew", error)
-            train(config, data, report, directory=place.directory)
+            train_here()
     except Exception:
         _LOG.exception("trial %d failed", order["number"])
         raise
@@ -165,6 +175,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _WANT_OF_MEMORY):
         return True
     return error.__context__ is not None and _is_out_of_memory(error.__context__)
+
+
+def _report_loss(reason: str, error: Exception) -> None:
+    tune.report({"loss": json.dumps({"reason": reason, "message": str(error)[:4000]})})
 
 
 def _report_failure(reason: str, error: Exception, measurement: Measurement | None = None) -> None:

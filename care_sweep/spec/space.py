@@ -70,6 +70,14 @@ class SearchSpace(Document):
                 values[name] = parameter.default
         return values
 
+    def values_of(self, name: str) -> list[Scalar]:
+        """What a field may be in a trial, of a range its ends: searched, fixed or by default, or a
+        baseline's."""
+        default = TrialConfig.model_fields[name].default
+        candidates = self._candidates(name, self.fixed.get(name, default))
+        values = [default if value is None else value for value in candidates]
+        return [*values, *(baseline[name] for baseline in self.baselines if name in baseline)]
+
     def _name_problems(self) -> Iterator[Problem]:
         searchable = [name for name in TrialConfig.model_fields if name not in NEVER_SEARCHED]
         fixable = [name for name in TrialConfig.model_fields if name != "seed"]

@@ -5,8 +5,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from care_sweep.documents import Document
-from care_sweep.spec.config import TrialConfig
+from care_sweep.documents import Document, pointer
+from care_sweep.errors import Problem
+from care_sweep.spec.config import FIELDS_OF_DEVICES, TrialConfig, misfit_of_devices
 from care_sweep.spec.space import SearchSpace
 
 __all__ = ["METRICS", "Budget", "EarlyStopping", "Resources", "SweepSpec"]
@@ -26,9 +27,10 @@ class Resources(Document):
     """What one trial holds while it runs.
 
     A part of a GPU is a share of its memory too: a trial that wants more is out of memory, its neighbours are
-    not. `auto` is none where the cluster has no GPU. Where it has, the sweep's heaviest trial is timed on one
-    first, a minute or a few, and 1, 2, 4 or 8 share a GPU, whichever is best and fits; a trial that runs out
-    of memory then gets a whole one.
+    not. Several GPUs, all of one node, train a trial together, each with a part of every batch. `auto` is
+    none where the cluster has no GPU. Where it has, the sweep's heaviest trial is timed on one first, for a
+    minute or a few, and 1, 2, 4 or 8 share a GPU, whichever is best and fits; a trial that runs out of memory
+    then gets a whole one.
     """
 
     cpus_per_trial: int = Field(1, ge=1, le=1024)
@@ -36,9 +38,10 @@ class Resources(Document):
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _fits_one_device(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and not 0 <= value <= 1:
-            raise PydanticCustomError("gpus", "must be auto, or between 0 and 1: a trial runs on one GPU")
+    def _is_a_part_or_whole(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not (0 <= value <= 1 or (value.is_integer() and 1 < value <= 1024)):
+            detail = "must be auto, from 0 to 1, or a whole number of GPUs, at most 1024"
+            raise PydanticCustomError("gpus", detail)
         return value
 
 
@@ -110,7 +113,19 @@ class SweepSpec(Document):
                 "{metric} is measured in the last epoch only: use early_stopping none",
                 {"metric": self.metric, "key": "early_stopping"},
             )
+        self._refuse_misfits_of_devices()
         return self
+
+    def _refuse_misfits_of_devices(self) -> None:
+        wanted = self.resources.gpus_per_trial
+        if wanted == "auto" or wanted <= 1:
+            return
+        for name in FIELDS_OF_DEVICES:
+            for value in self.space.values_of(name):
+                detail = misfit_of_devices(name, value, int(wanted))
+                if detail is not None:
+                    problem = Problem(pointer("resources", "gpus_per_trial"), detail, f"{wanted:g}")
+                    raise PydanticCustomError("problems", "the parts do not fit", {"problems": [problem]})
 
     @property
     def epochs(self) -> int:

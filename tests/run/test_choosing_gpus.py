@@ -77,6 +77,7 @@ class Ray:
     ("nodes", "changes", "expected"),
     [
         ([NODE], {"resources": {"gpus_per_trial": 0.25}}, 0.25),
+        ([NODE], {"resources": {"gpus_per_trial": 2}}, 2.0),
         ([{"CPU": 16.0}], {}, 0.0),
         ([NODE], {"num_trials": 1}, 1.0),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from care_sweep.errors import TrialCollapsed, TrialDiverged
+from care_sweep.errors import RankLost, TrialCollapsed, TrialDiverged
 from care_sweep.learn import packing as packing_module
 from care_sweep.learn import train as train_module
 from care_sweep.run import tuning, worker
@@ -21,11 +21,21 @@ METRICS = {"embedding_spread": 0.1, "validation_knn_accuracy": 0.25}
 
 
 def reports(
-    error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch, *, gpus: float = 0.0
+    error: Exception,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    gpus: float = 0.0,
+    asked: dict[str, Any] | None = None,
 ) -> list[dict[str, str]]:
-    """All that the worker reports of a trial that raises; what it raises itself is left aside."""
+    """All that the worker reports of a trial that raises; what it raises itself is left aside.
 
-    def fail(*_: object, **__: object) -> None:
+    `asked` gets the options of the training.
+    """
+
+    def fail(*_: object, **options: object) -> None:
+        if asked is not None:
+            asked.update(options)
         raise error
 
     said: list[dict[str, str]] = []
@@ -117,6 +127,25 @@ def test_want_of_memory_is_a_loss_whoever_lacks_it(
 ) -> None:
     (said,) = reports(error, tmp_path, monkeypatch)
     assert json.loads(said["loss"]) == {"reason": "out of memory", "message": str(error)}
+
+
+def test_a_process_that_trained_with_it_is_lost_like_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (said,) = reports(RankLost("the process of rank 1 of 2 has died"), tmp_path, monkeypatch, gpus=2.0)
+    assert json.loads(said["loss"]) == {
+        "reason": "worker lost",
+        "message": "the process of rank 1 of 2 has died",
+    }
+
+
+@pytest.mark.parametrize(("gpus", "num_devices"), [(0.0, 1), (0.25, 1), (1.0, 1), (4.0, 4)])
+def test_a_trial_trains_on_as_many_devices_as_it_holds_gpus(
+    gpus: float, num_devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    reports(TrialDiverged("loss nan"), tmp_path, monkeypatch, gpus=gpus, asked=asked)
+    assert asked["num_devices"] == num_devices
 
 
 def test_another_error_is_the_trials_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

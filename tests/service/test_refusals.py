@@ -257,6 +257,7 @@ def test_resources_that_the_cluster_can_never_meet(http: TestClient, fabricate: 
         "/resources/gpus_per_trial",
     ]
     assert "8 CPUs" in problem["problems"][0]["detail"]
+    assert "0 GPUs, and a trial does not span two" in problem["problems"][1]["detail"]
     for gpus in ("auto", 0):
         modest = document(resources={"cpus_per_trial": 8, "gpus_per_trial": gpus})
         assert http.post("/v1/sweeps?validate_only=true", json=modest).status_code == 200

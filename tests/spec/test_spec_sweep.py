@@ -131,13 +131,40 @@ BAD_SWEEPS = {
         "/early_stopping/reduction_factor",
         "greater than or equal to 2",
     ),
-    "two GPUs a trial": (
-        sweep(resources={"gpus_per_trial": 2}),
+    "one GPU and a half": (
+        sweep(resources={"gpus_per_trial": 1.5}),
         "/resources/gpus_per_trial",
-        "must be auto, or between 0 and 1",
+        "must be auto, from 0 to 1, or a whole number of GPUs",
+    ),
+    "fewer than no GPU": (
+        sweep(resources={"gpus_per_trial": -1}),
+        "/resources/gpus_per_trial",
+        "must be auto, from 0 to 1, or a whole number of GPUs",
+    ),
+    "batches that three GPUs cannot share": (
+        sweep(resources={"gpus_per_trial": 3}),
+        "/resources/gpus_per_trial",
+        "batch_size 256 cannot be shared equally by 3 GPUs: use 2, or multiples of 3 for batch_size",
+    ),
+    "compiled steps of several GPUs": (
+        sweep(
+            space={"parameters": {"compile": {"type": "categorical", "choices": ["never", "always"]}}},
+            resources={"gpus_per_trial": 2},
+        ),
+        "/resources/gpus_per_trial",
+        "steps over several GPUs are not compiled: use 1, or auto or never for compile",
     ),
     "no CPU": (sweep(resources={"cpus_per_trial": 0}), "/resources/cpus_per_trial", "equal to 1"),
 }
+
+
+def test_several_gpus_train_a_trial_where_they_can_share_its_batches() -> None:
+    batches = {"batch_size": {"type": "categorical", "choices": [128, 256]}}
+    space = {"parameters": batches}
+    assert parse(SweepSpec, sweep(space=space, resources={"gpus_per_trial": 4})).resources.gpus_per_trial == 4
+    space = {"parameters": batches, "baselines": [{"batch_size": 66, "num_splits": 2}]}
+    (problem,) = problems(SweepSpec, sweep(space=space, resources={"gpus_per_trial": 4}))
+    assert problem.detail.startswith("batch_size 66 cannot be shared equally by 4 GPUs: use 3, or")
 
 
 @pytest.mark.parametrize(("document", "pointer", "detail"), BAD_SWEEPS.values(), ids=BAD_SWEEPS.keys())
