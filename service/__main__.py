@@ -6,17 +6,20 @@ import logging
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi.concurrency import run_in_threadpool
 
-from care_sweep.errors import DatabaseError, StorageError
+from care_sweep.errors import DatabaseError, InvalidDocument, StorageError
 from care_sweep.log_lines import begin_logging
 from care_sweep.settings import Settings
 from care_sweep.store import Store, open_database
 from service.app import create_app
 from service.connections import ImpatientProtocol, allow_many, listen
 from service.origin import own_names
+from service.tracing import tracer_provider
 
 __all__ = ["main"]
 
@@ -26,17 +29,25 @@ _GRACE_SECONDS = 10  # for requests in flight; without it an open stream would h
 
 
 class _Server(uvicorn.Server):
-    """Tells one machine-readable line when it is ready, and its streams when it is told to end."""
+    """Tells one machine-readable line when it is ready, and its streams when it is told to end.
 
-    def __init__(self, config: uvicorn.Config, closing: threading.Event) -> None:
+    `at_end` is called when the last request has been answered; the signal ends the process after that.
+    """
+
+    def __init__(self, config: uvicorn.Config, closing: threading.Event, at_end: Callable[[], None]) -> None:
         super().__init__(config)
         self._closing = closing
+        self._at_end = at_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await run_in_threadpool(self._at_end)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._closing.set()
@@ -59,8 +70,9 @@ def main() -> int:
         requires_tokens = settings.requires_tokens(address)
         if requires_tokens and not store.tokens.list():
             _log.warning("there is no token yet: `care-sweep token create NAME --scope submit` makes one")
-        app = create_app(settings, store, names=names, requires_tokens=requires_tokens)
-    except (OSError, OverflowError, DatabaseError, StorageError) as error:
+        tracer = tracer_provider()
+        app = create_app(settings, store, names=names, requires_tokens=requires_tokens, tracer=tracer)
+    except (OSError, OverflowError, DatabaseError, StorageError, InvalidDocument) as error:
         print(f"the service cannot start on {arguments.host}:{arguments.port}: {error}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
@@ -73,7 +85,8 @@ def main() -> int:
         lifespan="off",
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, app.state.closing).run(sockets=[listening])
+        end_tracing = tracer.shutdown if tracer else lambda: None
+        _Server(config, app.state.closing, end_tracing).run(sockets=[listening])
     return 0
 
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Collection
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -26,6 +26,10 @@ from service.origin import refuse_foreign_requests
 from service.readiness import Readiness
 from service.request import refuse_unfit_parameters
 from service.schemas import EnqueuedPoint, SweepChange, SweepDocument
+from service.tracing import telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ["create_app"]
 
@@ -43,6 +47,7 @@ def create_app(
     *,
     names: Collection[str] | None = None,
     requires_tokens: bool = False,
+    tracer: "TracerProvider | None" = None,
 ) -> FastAPI:
     """The service over a store. Setting `app.state.closing` lets its endless streams end.
 
@@ -50,6 +55,7 @@ def create_app(
         names: under which it may be called (`service.origin`); None for any.
         requires_tokens: must be so wherever others than this machine's users can reach it. Then there is no
             /docs, whose scripts come from elsewhere and would have the token that is typed in there.
+        tracer: sends a span of each request.
 
     Raises:
         StorageError: the settings name an object store, and its library is not installed.
@@ -62,6 +68,7 @@ def create_app(
         docs_url=None if requires_tokens else "/docs",
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        telemetry=telemetry(tracer),
     )
     measures = Measures()
     measures.registry.register(metrics.StoreCollector(store))

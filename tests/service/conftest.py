@@ -105,8 +105,8 @@ class Asked:
     body: bytes
 
 
-class Dashboard(ThreadingHTTPServer):
-    """In place of Ray's: it keeps what arrives, and answers all of it with the same.
+class Recorder(ThreadingHTTPServer):
+    """A server in place of Ray's dashboard or a collector: it keeps what arrives, and answers all the same.
 
     Attributes:
         answer: status, headers and body.
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        assert isinstance(self.server, Dashboard)
+        assert isinstance(self.server, Recorder)
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
         self.server.arrived.append(Asked(self.command, self.path, dict(self.headers.items()), body))
         status, headers, content = self.server.answer
@@ -143,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def dashboard() -> Iterator[Dashboard]:
-    server = Dashboard()
+def recorder() -> Iterator[Recorder]:
+    server = Recorder()
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
     try:

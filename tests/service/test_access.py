@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from conftest import Dashboard, DocumentedClient, ServiceProcess, opened, service_process
+from conftest import DocumentedClient, Recorder, ServiceProcess, opened, service_process
 from fabrication import Fabricator, document
 from fastapi.testclient import TestClient
 from sqlalchemy import select
@@ -143,12 +143,12 @@ def test_the_table_has_every_operation(guarded: Guarded) -> None:
 @pytest.mark.parametrize("who", CALLERS)
 @pytest.mark.parametrize("operation", TABLE, ids=" ".join)
 def test_each_caller_gets_what_the_table_says(
-    guarded: Guarded, http: TestClient, dashboard: Dashboard, operation: tuple[str, str], who: str
+    guarded: Guarded, http: TestClient, recorder: Recorder, operation: tuple[str, str], who: str
 ) -> None:
     method, path = operation
     expected = TABLE[operation].value[CALLERS.index(who)]
     sweep = guarded.sweep_for(operation) if "{sweep_id}" in path else ""
-    guarded.store.report_cluster("a runner", {"dashboard_url": dashboard.url})
+    guarded.store.report_cluster("a runner", {"dashboard_url": recorder.url})
     before = _picture(guarded.store)
 
     def ask(sweep_id: str) -> Any:

@@ -68,7 +68,7 @@ def test_prometheus_shows_a_token_to_each_that_asks_for_one(http: TestClient) ->
     """Neither file is in the repository: both are secrets that it is given."""
     ours, rays = _yaml("prometheus.yml")["scrape_configs"]
     assert "/metrics" in http.get("/openapi.json").json()["paths"], "the path that it asks for by itself"
-    assert ours["authorization"] == {"credentials_file": "/run/secrets/metrics_token"}
+    assert ours["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/metrics_token"}
     (discovery,) = rays["http_sd_configs"]
     assert discovery["url"].endswith("/api/prometheus/sd")
-    assert discovery["authorization"] == {"credentials_file": "/run/secrets/ray_token"}
+    assert discovery["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/ray_token"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from conftest import Dashboard, DocumentedClient
+from conftest import DocumentedClient, Recorder
 from fastapi.testclient import TestClient
 
 from care_sweep.settings import Settings
@@ -123,13 +123,13 @@ def settings(tmp_path: Path, token_path: Path) -> Settings:
 
 
 @pytest.fixture
-def tell(store: Store, dashboard: Dashboard) -> Callable[[str], None]:
+def tell(store: Store, recorder: Recorder) -> Callable[[str], None]:
     """Have a runner tell of a dashboard; that of these tests to begin with."""
 
     def tell(address: str) -> None:
         store.report_cluster("a runner", {"dashboard_url": address})
 
-    tell(dashboard.url)
+    tell(recorder.url)
     return tell
 
 
@@ -171,30 +171,30 @@ def _send(http: TestClient, method: str, path: str) -> int:
     return statuses[0]
 
 
-def test_what_the_pages_need_is_shown(http: TestClient, dashboard: Dashboard) -> None:
+def test_what_the_pages_need_is_shown(http: TestClient, recorder: Recorder) -> None:
     for path in SHOWN:
         content_type = "application/json" if path else "text/html"
-        dashboard.answer = (200, {"Content-Type": content_type}, b"an answer")
+        recorder.answer = (200, {"Content-Type": content_type}, b"an answer")
         answer = http.get(f"/ray/{path}")
         assert (answer.status_code, answer.content) == (200, b"an answer"), path
-        assert dashboard.arrived.pop().path == f"/{path}"
+        assert recorder.arrived.pop().path == f"/{path}"
 
 
-def test_nothing_else_arrives(http: TestClient, dashboard: Dashboard) -> None:
+def test_nothing_else_arrives(http: TestClient, recorder: Recorder) -> None:
     for path in HIDDEN:
         assert _send(http, "GET", path) == 404, path
-        assert dashboard.arrived == [], path
+        assert recorder.arrived == [], path
     assert _send(http, "GET", "timezone") == 200
 
 
-def test_no_other_method_arrives(http: TestClient, dashboard: Dashboard) -> None:
+def test_no_other_method_arrives(http: TestClient, recorder: Recorder) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "PROPFIND"):
         for path in ("", "timezone", "api/jobs/", "api/jobs/02000000/stop", "api/authenticate"):
             assert _send(http, method, path) == 405, (method, path)
-    assert dashboard.arrived == []
+    assert recorder.arrived == []
 
 
-def test_a_request_brings_nothing_of_its_own(http: TestClient, dashboard: Dashboard) -> None:
+def test_a_request_brings_nothing_of_its_own(http: TestClient, recorder: Recorder) -> None:
     """No header, no cookie, no body: only Ray's token, which the service adds."""
     headers = {
         "Authorization": "Bearer mine",
@@ -206,7 +206,7 @@ def test_a_request_brings_nothing_of_its_own(http: TestClient, dashboard: Dashbo
     }
     answer = http.request("GET", "/ray/timezone", headers=headers, content=b"mine")
     assert answer.status_code == 200
-    (asked,) = dashboard.arrived
+    (asked,) = recorder.arrived
     assert (asked.method, asked.body) == ("GET", b"")
     assert "mine" not in str(asked)
     assert asked.headers["Authorization"] == "Bearer the-secret-of-ray"
@@ -220,7 +220,7 @@ def test_a_request_brings_nothing_of_its_own(http: TestClient, dashboard: Dashbo
     }
 
 
-def test_an_answer_brings_its_body_and_type_alone(http: TestClient, dashboard: Dashboard) -> None:
+def test_an_answer_brings_its_body_and_type_alone(http: TestClient, recorder: Recorder) -> None:
     headers = {
         "Content-Type": "application/json; charset=utf-8",
         "Set-Cookie": "theirs=1",
@@ -230,7 +230,7 @@ def test_an_answer_brings_its_body_and_type_alone(http: TestClient, dashboard: D
         "Location": "theirs",
         "X-Anything": "theirs",
     }
-    dashboard.answer = (200, headers, b"{}")
+    recorder.answer = (200, headers, b"{}")
     answer = http.get("/ray/timezone")
     assert answer.headers["content-type"] == "application/json"
     assert "theirs" not in str(answer.headers)
@@ -249,34 +249,34 @@ def test_an_answer_brings_its_body_and_type_alone(http: TestClient, dashboard: D
     ids=["elsewhere", "refused", "broken", "a page", "nothing said"],
 )
 def test_an_answer_that_is_none_of_the_pages_is_not_shown(
-    http: TestClient, dashboard: Dashboard, status: int, headers: dict[str, str]
+    http: TestClient, recorder: Recorder, status: int, headers: dict[str, str]
 ) -> None:
-    dashboard.answer = (status, headers, b"an answer")
+    recorder.answer = (status, headers, b"an answer")
     answer = http.get("/ray/timezone", follow_redirects=False)
-    assert (answer.status_code, len(dashboard.arrived)) == (502, 1)
+    assert (answer.status_code, len(recorder.arrived)) == (502, 1)
     assert "an answer" not in answer.text
 
 
-def test_what_ray_has_not_is_not_there(http: TestClient, dashboard: Dashboard) -> None:
-    dashboard.answer = (404, {"Content-Type": "application/json"}, b"{}")
+def test_what_ray_has_not_is_not_there(http: TestClient, recorder: Recorder) -> None:
+    recorder.answer = (404, {"Content-Type": "application/json"}, b"{}")
     assert http.get("/ray/nodes/ab").status_code == 404
-    assert len(dashboard.arrived) == 1
+    assert len(recorder.arrived) == 1
 
 
 def test_an_answer_without_end_is_not_held(
-    http: TestClient, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+    http: TestClient, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_proxy, "_MOST_BYTES", 100_000)
     for size, status in ((100_000, 200), (100_001, 502)):
-        dashboard.answer = (200, {"Content-Type": "text/plain"}, b"x" * size)
+        recorder.answer = (200, {"Content-Type": "text/plain"}, b"x" * size)
         assert http.get("/ray/timezone").status_code == status
 
 
 def test_a_dashboard_that_does_not_answer_is_not_waited_for(
-    http: TestClient, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+    http: TestClient, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_proxy, "_MOST_SECONDS", 0.2)
-    monkeypatch.setattr(Dashboard, "get_request", lambda _: time.sleep(0.01) or _never())
+    monkeypatch.setattr(Recorder, "get_request", lambda _: time.sleep(0.01) or _never())
     assert http.get("/ray/timezone").status_code == 504
 
 
@@ -311,21 +311,21 @@ UNFIT = [
 
 
 def test_an_unfit_address_is_not_asked(
-    http: TestClient, dashboard: Dashboard, tell: Callable[[str], None]
+    http: TestClient, recorder: Recorder, tell: Callable[[str], None]
 ) -> None:
     for address in UNFIT:
-        tell(address.format(port=dashboard.server_port))
+        tell(address.format(port=recorder.server_port))
         assert http.get("/ray/timezone").status_code == 404, address
-    assert dashboard.arrived == []
+    assert recorder.arrived == []
 
 
 def test_an_address_that_no_runner_tells_of_any_more_is_not_asked(
-    http: TestClient, dashboard: Dashboard, store: Store
+    http: TestClient, recorder: Recorder, store: Store
 ) -> None:
     """Another's process may have the port by now, and would be given Ray's token."""
     store.clock = lambda: time.time() + 61
     assert http.get("/ray/timezone").status_code == 404
-    assert dashboard.arrived == []
+    assert recorder.arrived == []
 
 
 def test_nobody_is_there(http: TestClient, tell: Callable[[str], None]) -> None:
@@ -333,10 +333,10 @@ def test_nobody_is_there(http: TestClient, tell: Callable[[str], None]) -> None:
     assert http.get("/ray/timezone").status_code == 502
 
 
-def test_without_a_token_none_is_shown(http: TestClient, dashboard: Dashboard, token_path: Path) -> None:
+def test_without_a_token_none_is_shown(http: TestClient, recorder: Recorder, token_path: Path) -> None:
     token_path.unlink()
     assert http.get("/ray/timezone").status_code == 503
-    assert dashboard.arrived == []
+    assert recorder.arrived == []
 
 
 # --- who may look ---
@@ -354,7 +354,7 @@ def guarded(settings: Settings, store: Store, tell: Callable[[str], None]) -> It
 
 
 def test_a_browser_is_asked_for_a_password_which_is_an_admins_token(
-    guarded: TestClient, store: Store, dashboard: Dashboard
+    guarded: TestClient, store: Store, recorder: Recorder
 ) -> None:
     refused = guarded.get("/ray/timezone")
     assert refused.status_code == 401
@@ -363,8 +363,8 @@ def test_a_browser_is_asked_for_a_password_which_is_an_admins_token(
         text, _ = store.tokens.create("somebody", scope, expires_in_seconds=None)
         for headers in (_password(text), {"Authorization": f"Bearer {text}"}):
             assert guarded.get("/ray/timezone", headers=headers).status_code == status
-    assert len(dashboard.arrived) == 2
-    assert "cs_" not in str(dashboard.arrived)
+    assert len(recorder.arrived) == 2
+    assert "cs_" not in str(recorder.arrived)
 
 
 def test_a_password_opens_nothing_else(guarded: TestClient, store: Store) -> None:
