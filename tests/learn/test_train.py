@@ -49,6 +49,8 @@ def test_measurements_are_complete_and_durable(config: TrialConfig, tiny: Datase
     assert [m.epoch for m in measurements] == [1, 2, 3]
     assert [set(m.metrics) for m in measurements] == [EVERY_EPOCH, EVERY_EPOCH, LAST_EPOCH]
     assert all(m.seconds > 0 for m in measurements)
+    num_steps = len(tiny.train.labels) // config.batch_size
+    assert [m.num_images for m in measurements] == [num_steps * config.batch_size] * 3
     reference = measurements[-1].checkpoint
     assert reference is not None
     assert reference.size_bytes == (tmp_path / reference.name).stat().st_size

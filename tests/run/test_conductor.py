@@ -11,7 +11,7 @@ from conducting import EPOCHS, Sweep, measure, next_of, run, told
 from care_sweep.errors import LeaseLost, StorageError
 from care_sweep.run.conductor import MAX_LOSSES, Assignment, Conductor
 from care_sweep.search.study import Study
-from care_sweep.spec import Measurement, SweepState, TrialState
+from care_sweep.spec import Measurement, Place, SweepState, TrialState
 from care_sweep.store import Lease
 
 
@@ -408,3 +408,43 @@ def test_a_budget_spent_while_the_last_open_trial_completes_cuts_the_rest_short(
     assert measure(conductor, trial, EPOCHS, 0.5)
     assert sweep.store.trial(sweep.id, trial.number).state is TrialState.COMPLETE
     assert (conductor.is_finished, conductor.cut_short) == (True, "budget spent")
+
+
+# --- what operators see ---
+
+
+def test_the_seconds_of_the_search_are_stored(
+    make_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    for name, seconds in (("ask", 0.5), ("report", 0.25)):
+        inner = getattr(conductor._study, name)
+
+        def slow(*told: Any, inner: Any = inner, seconds: float = seconds) -> Any:
+            sweep.clock.now += seconds
+            return inner(*told)
+
+        monkeypatch.setattr(conductor._study, name, slow)
+
+    def stored() -> float:
+        return sweep.store.sweep(sweep.id).search_seconds
+
+    next_of(conductor)
+    assert stored() == 0.0, "nobody searches for a baseline"
+    searched = next_of(conductor)
+    assert stored() == 0.5
+    measure(conductor, searched, 1, 0.5)
+    measure(conductor, searched, 2, 0.5)
+    assert stored() == 0.75, "what an epoch taught comes with the next one"
+
+
+def test_where_an_attempt_runs_is_stored_while_it_does(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    trial = next_of(conductor)
+    place = Place(actor_id="a1", node_id="b2", log_name=None)
+    conductor.placed(trial.number, trial.attempt, place)
+    conductor.placed(trial.number, trial.attempt + 1, Place(actor_id="f0", node_id="b2", log_name=None))
+    (attempt,) = sweep.store.attempts(sweep.id, trial.number)
+    assert attempt.place == place
