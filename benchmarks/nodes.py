@@ -1,12 +1,15 @@
 """Is every trial of a sweep accounted for where nodes die? On a cluster of nodes simulated on one machine.
 
-    python benchmarks/nodes.py [--nodes 4] [--deaths 20] [--trials 120] [--seconds-per-epoch 0.5] [--seed 0]
-                               [--storage-uri s3://BUCKET] [--json FILE]
+    python benchmarks/nodes.py [--nodes 4] [--deaths 20] [--head-deaths 1] [--trials 120]
+                               [--seconds-per-epoch 0.5] [--seed 0] [--storage-uri s3://BUCKET] [--json FILE]
 
 A head without CPUs for trials and so many nodes of one CPU, with token authentication, run one sweep of
 trials that sleep (`sleeping.py`): database, runner, driver, conductor, Tune and storage are the service's
-own. At random moments a node is killed, drained and killed, or stopped, by turns, and another is added.
-Seeded are the trials and which node dies after how long; which trial that meets is up to the machine.
+own. At random moments a node is killed, drained and killed, or stopped, by turns, and another is added, and
+once that is there the next may go.
+Between them the head's control service is killed and started again on what it kept (RAY_gcs_storage), while
+the API is read. Seeded are the trials and which node dies after how long; which trial that meets is up to the
+machine.
 """
 
 import argparse
@@ -16,7 +19,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +28,10 @@ from typing import Any
 
 from sleeping import driver_command
 
+from care_sweep.client import Client
 from care_sweep.documents import parse
 from care_sweep.local_ray import free_port, ray_environment, ray_scratch, ray_token
+from care_sweep.part import Part
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepSpec
 from care_sweep.store import Store, open_database
@@ -38,6 +44,7 @@ WAYS = ("killed", "drained", "stopped")
 
 _PREEMPTION = 2  # a DrainNodeReason; nodes are drained for their idleness only while they are idle
 _NOTICE_SECONDS = 2.0
+_HEADLESS_SECONDS = 4.0
 _SHORTEST_LIFE_SECONDS, _LONGEST_LIFE_SECONDS = 2.0, 6.0  # between two deaths
 _LONGEST_SECONDS = 1800.0
 
@@ -54,6 +61,7 @@ class SimulatedCluster:
         scratch = self._scratch.__enter__()
         (scratch / "ray").mkdir()  # for the address of the cluster that was started last
         os.environ |= {**ray_environment(ray_token(home)), "RAY_TMPDIR": str(scratch)}
+        os.environ |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(home / "gcs")}
         from ray.cluster_utils import Cluster  # it reads the environment as it is loaded
 
         head = {"num_cpus": 0, "include_dashboard": False, "dashboard_port": free_port()}
@@ -74,6 +82,21 @@ class SimulatedCluster:
             time.sleep(_NOTICE_SECONDS)
         self._cluster.remove_node(node, allow_graceful=how == "stopped")
         self._nodes[index] = self._cluster.add_node(**self._node, wait=False)
+
+    @property
+    def is_whole(self) -> bool:
+        """Every node that was added last is there."""
+        alive = {node["NodeID"] for node in self._cluster.global_state.node_table() if node["Alive"]}
+        return all(node._node_id in alive for node in self._nodes)
+
+    @contextmanager
+    def without_head(self) -> Iterator[None]:
+        """Its control service is dead for the length of a `with`."""
+        self._cluster.head_node.kill_gcs_server()
+        try:
+            yield
+        finally:
+            self._cluster.head_node.start_gcs_server()
 
     def end(self) -> None:
         self._cluster.shutdown()
@@ -98,6 +121,7 @@ class Account:
     doubled: int
     seconds: float = 0.0
     num_deaths: int = 0
+    num_head_deaths: int = 0
 
 
 def sleeping_sweep(num_trials: int, **changes: Any) -> SweepSpec:
@@ -139,11 +163,14 @@ def run(told: argparse.Namespace, home: Path) -> Account:
     from care_sweep.run.runner import Runner  # with it Ray, which must find the environment set
 
     settings = Settings.from_environment()
+    port = free_port()
+    service = Part("service", [sys.executable, "-m", "service", "--port", str(port)], home / "service.log")
+    service.start(os.environ)
     store = Store(open_database(settings.database_url))
     runner = Runner(settings, store, driver=driver_command(told.seconds_per_epoch))
     sweep_id = store.submit(sleeping_sweep(told.trials, seed=told.seed))[0].id
     chance = random.Random(told.seed)  # noqa: S311
-    num_deaths, began = 0, time.monotonic()
+    num_deaths, num_head_deaths, began = 0, 0, time.monotonic()
     next_death = None
     try:
         while not store.sweep(sweep_id).state.is_terminal:
@@ -152,15 +179,26 @@ def run(told: argparse.Namespace, home: Path) -> Account:
             runner.step()
             if next_death is None and store.last_measurement(sweep_id):
                 next_death = now + chance.uniform(_SHORTEST_LIFE_SECONDS, _LONGEST_LIFE_SECONDS)
-            if next_death is not None and now >= next_death and num_deaths < told.deaths:
+            is_due = next_death is not None and now >= next_death and num_deaths < told.deaths
+            if is_due and cluster.is_whole:
                 how = WAYS[num_deaths % len(WAYS)]
                 cluster.take(chance.randrange(told.nodes), how)
                 num_deaths += 1
                 next_death = now + chance.uniform(_SHORTEST_LIFE_SECONDS, _LONGEST_LIFE_SECONDS)
+            if num_deaths * (told.head_deaths + 1) > told.deaths * (num_head_deaths + 1):
+                num_head_deaths += 1
+                with cluster.without_head(), Client(f"http://127.0.0.1:{port}") as client:
+                    assert client.sweep(sweep_id)["trial_counts"], "the API is read while there is no head"
+                    time.sleep(_HEADLESS_SECONDS)
             time.sleep(0.2)
-        found = account(store, sweep_id)
-        return Account(**{**asdict(found), "seconds": time.monotonic() - began, "num_deaths": num_deaths})
+        more = {
+            "seconds": time.monotonic() - began,
+            "num_deaths": num_deaths,
+            "num_head_deaths": num_head_deaths,
+        }
+        return Account(**{**asdict(account(store, sweep_id)), **more})
     finally:
+        service.stop()
         runner.close()
         cluster.end()
 
@@ -169,6 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--deaths", type=int, default=20)
+    parser.add_argument("--head-deaths", type=int, default=1)
     parser.add_argument("--trials", type=int, default=120)
     parser.add_argument("--seconds-per-epoch", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)

@@ -40,8 +40,7 @@ def sleeping(seconds_per_epoch: float) -> Callable[[Mapping[str, Any]], None]:
         storage = open_storage(order["storage_uri"])
         with workplace(storage, order["prefix"], order["attempt"], scratch) as place:
             state = place.training_state(order["last_epoch"])
-            done = int(state.read_text()) if state else 0
-            assert done == order["last_epoch"], f"the state is of epoch {done}, not {order['last_epoch']}"
+            done = int(state.read_text()) if state else 0  # like training, it then begins anew
             for epoch in range(done + 1, config["epochs"] + 1):
                 time.sleep(seconds_per_epoch)
                 accuracy = (1 - 0.1 * math.log(config["temperature"] / 0.3) ** 2) * (1 - 0.5 / (1 + epoch))

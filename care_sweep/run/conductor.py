@@ -328,6 +328,10 @@ class Conductor:
         else:
             self.failed(number, attempt, reason=reason, message=message)
 
+    def runs(self, number: int, attempt: int) -> bool:
+        """Whether nothing has been heard yet of how this attempt ended."""
+        return self._is_current(number, attempt)
+
     def displaced(self, number: int, attempt: int, message: str) -> None:
         """The attempt's node was taken away, as somebody meant it to be: again at once, and no loss."""
         if self._is_current(number, attempt):

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
-from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -20,6 +19,7 @@ from care_sweep.run.allotment import Allotment
 from care_sweep.run.conductor import Assignment, Conductor
 from care_sweep.run.nodes import Nodes
 from care_sweep.run.packing import choose_gpus
+from care_sweep.run.versions import await_same_version
 from care_sweep.run.worker import run_attempt
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, Place
@@ -43,6 +43,7 @@ def run_trials(
     `work` is what a worker does with one attempt. While the sweep has no share of the cluster, its driver
     holds nothing of Ray and waits.
     """
+    await_same_version(conductor)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     conductor.gpus_per_trial = choose_gpus(conductor, settings)
@@ -152,13 +153,11 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Heard before the searcher is told that the trial has ended."""
-        error = trial.get_pickled_error()
-        if (
-            isinstance(error, RayActorError)
-            and error.actor_id
-            and self._nodes.was_meant_to_go(error.actor_id)
-        ):
-            number, attempt = trial.config["number"], trial.config["attempt"]
+        number, attempt = trial.config["number"], trial.config["attempt"]
+        actor = trial.temporary_state.ray_actor
+        if actor is None or not self._conductor.runs(number, attempt):
+            return
+        if self._nodes.was_meant_to_go(actor._actor_id.hex()):
             self._conductor.displaced(number, attempt, f"attempt {attempt} ended: its node was drained")
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:

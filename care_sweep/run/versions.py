@@ -1,0 +1,69 @@
+"""Do the cluster's workers have this code? It comes with their image, and not with a sweep.
+
+Else each trial would fail by itself, one after the other, and say so where few look.
+"""
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from care_sweep.run.conductor import Conductor
+
+__all__ = ["await_same_version", "unfit"]
+
+_PACKAGE = "care-sweep"
+_ANSWER_SECONDS = 60.0
+_PAUSE_SECONDS = 5.0
+
+
+def await_same_version(conductor: Conductor) -> None:
+    """Return once every node that lives has this version, or the sweep is over; it says what it waits for.
+
+    Nodes that come later are not asked.
+    """
+    has_complained = False
+    while (said := unfit(_versions_elsewhere(), version(_PACKAGE))) and not conductor.is_finished:
+        conductor.explain(said)
+        has_complained = True
+        time.sleep(_PAUSE_SECONDS)
+        conductor.look()
+    if has_complained:
+        conductor.explain(None)
+
+
+def unfit(versions: Mapping[str, str | None], own: str) -> str | None:
+    """What is wrong with hosts of these versions, None being no version, where the driver has its own."""
+    wrong = {host: found for host, found in versions.items() if found != own}
+    if not wrong:
+        return None
+    which = ", ".join(f"{host} has {found or 'none'}" for host, found in sorted(wrong.items()))
+    return f"waiting: the driver has {_PACKAGE} {own}, but {which}; give all nodes the same image"
+
+
+def _versions_elsewhere() -> Mapping[str, str | None]:
+    """By host; this one has the driver's own. Who does not answer is left out: it may just be going."""
+
+    def look() -> str | None:  # sent as it is, since a worker may have nothing of this package
+        try:
+            return version(_PACKAGE)
+        except PackageNotFoundError:
+            return None
+
+    own = ray.get_runtime_context().get_node_id()
+    looking = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] != own:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            looking[node["NodeManagerHostname"]] = task.remote()
+    deadline, found = time.monotonic() + _ANSWER_SECONDS, {}
+    for host, answer in looking.items():
+        try:
+            found[host] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+        except (RayError, GetTimeoutError):
+            continue
+    return found
