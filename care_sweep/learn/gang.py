@@ -2,10 +2,11 @@
 
 The process that trains is rank 0. It starts one more for each further device and orders each of their tasks,
 so that none of them waits within a collective for what rank 0 does between its epochs. They hold nothing that
-is not rank 0's too: they are killed when the trial ends, and end with rank 0 if that dies.
+is not rank 0's too, and end with it if it dies.
 
 A process that dies in a task ends the task: the collectives of a CPU fail at once, those of a GPU are
-aborted, for they would wait. One that only hangs is given up after a time.
+aborted, for they would wait. One that only hangs is given up after a time. NCCL was seen by others to hang in
+an abort too (NVIDIA/nccl issue 1777): then rank 0 ends itself, which to its trial is a lost worker.
 """
 
 import logging
@@ -38,6 +39,8 @@ _LOG = logging.getLogger(__name__)
 _START_SECONDS = 300.0  # until a process has loaded torch and found its device
 _COLLECTIVE_SECONDS = 300.0  # that a rank waits for another within a step
 _LAST_WORDS_SECONDS = 2.0  # for the others to say what was wrong with them, once something is
+_END_SECONDS = 10.0  # for the others to end in order
+_ABORT_SECONDS = 60.0  # from a failure on GPUs to the end of the trial in this process, or of this process
 
 Result = TypeVar("Result")
 Work = Callable[..., Iterator[None]]
@@ -68,11 +71,12 @@ class Gang:
     """
 
     def __init__(self, num_ranks: int, device: torch.device, work: Work, *arguments: Any) -> None:
-        self._num_ranks, self._device = num_ranks, device
+        self._num_ranks, self._device = num_ranks, _further(device, 0)
         self._work, self._arguments = work, arguments
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
-        self._is_over = False
+        self._is_broken = False
+        self._is_ending, self._has_ended = threading.Event(), threading.Event()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
@@ -81,6 +85,7 @@ class Gang:
         try:
             self._start()
         except BaseException:
+            self._break()
             self._end()
             raise
         return self
@@ -107,7 +112,10 @@ class Gang:
                 pipe.send(None)
         try:
             result = task()
-        except Exception as error:
+        except BaseException as error:
+            self._break()
+            if not isinstance(error, Exception):
+                raise
             cause = _cause(self._failures(_LAST_WORDS_SECONDS), error)
             if cause is None or cause is error:
                 raise
@@ -135,14 +143,10 @@ class Gang:
         if self._device.type == "cuda":
             threading.Thread(target=self._abort_for_the_dead, name="ranks", daemon=True).start()
 
-    def _abort_for_the_dead(self) -> None:
-        wait([process.sentinel for process in self._processes])
-        if not self._is_over and dist.is_initialized():
-            dist.distributed_c10d._abort_process_group()
-
     def _refuse_failures(self, seconds: float) -> None:
         cause = _cause(self._failures(seconds), None)
         if cause is not None:
+            self._break()
             raise cause
 
     def _failures(self, seconds: float) -> list[_Failure]:
@@ -158,18 +162,46 @@ class Gang:
                     seconds = min(seconds, _LAST_WORDS_SECONDS)
         return [*failures, *(_Failure("silent", f"{name} does not answer") for name in unheard.values())]
 
+    def _abort_for_the_dead(self) -> None:
+        wait([process.sentinel for process in self._processes])
+        if not self._is_ending.is_set():
+            self._break()
+            _abort()
+
+    def _break(self) -> None:
+        """The ranks can no longer end in order; on GPUs not even this one, if NCCL does not let go of it."""
+        self._is_broken = True
+        if self._device.type == "cuda":
+            threading.Thread(target=self._end_in_time, name="ranks' end", daemon=True).start()
+
+    def _end_in_time(self) -> None:
+        if not self._has_ended.wait(_ABORT_SECONDS):
+            _LOG.critical("NCCL does not let go of this process, which therefore ends")
+            os._exit(1)
+
     def _end(self) -> None:
-        self._is_over = True
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        self._is_ending.set()
         for pipe in self._pipes:
             pipe.close()
+        if self._is_broken and self._device.type == "cuda":
+            _abort()
+        elif dist.is_initialized():
+            dist.destroy_process_group()
         for process in self._processes:
+            if not self._is_broken:
+                process.join(_END_SECONDS)
             process.kill()
             process.join()
         self._pipes, self._processes = [], []
         if self._folder is not None:
             self._folder.cleanup()
+        self._has_ended.set()
+
+
+def _abort() -> None:
+    """Leave torch's default group whatever the others do."""
+    if dist.is_initialized():
+        dist.distributed_c10d._abort_process_group()
 
 
 def _hear(pipe: Connection, name: str) -> _Failure | None:
@@ -233,7 +265,10 @@ class _Place:
 def _serve(
     pipe: Connection, parent: int, place: _Place, num_threads: int, work: Work, arguments: tuple[Any, ...]
 ) -> None:
-    """Say when it is there and when it has joined; then do a task at each word, until the pipe is closed."""
+    """Say when it is there and when it has joined; then do a task at each word, until the pipe is closed.
+
+    After a failure it does not wait for what the way out of Python would wait for.
+    """
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         return
@@ -248,8 +283,11 @@ def _serve(
         while _is_wanted(pipe):
             next(tasks)
             pipe.send(None)
+        dist.destroy_process_group()
     except Exception as error:  # noqa: BLE001  (whatever it is, rank 0 hears of it)
-        pipe.send((_failure_of(error), traceback.format_exc()))
+        with suppress(OSError):  # unless it has gone
+            pipe.send((_failure_of(error), traceback.format_exc()))
+        os._exit(1)
 
 
 def _is_wanted(pipe: Connection) -> bool:

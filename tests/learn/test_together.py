@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,63 +116,72 @@ def told() -> TrialConfig:
 def whole(
     told: TrialConfig, tiny: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Measurement], Path]:
-    """A trial of two ranks, and where its files are."""
-    directory = tmp_path_factory.mktemp("whole")
-    return run(told, tiny, directory, num_devices=2), directory
+    """A trial of two ranks, and where its states after each epoch are kept."""
+    directory, kept = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("kept")
+
+    def keep(measurement: Measurement) -> None:
+        state = directory / f"state-{measurement.epoch:05d}.pt"
+        shutil.copy(state, kept / f"after-{measurement.epoch}")
+
+    measurements = run(told, tiny, directory, num_devices=2, then=keep)
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "checkpoint.tar",
+        "state-00002.pt",
+        "state-00003.pt",
+    ]
+    return measurements, kept
 
 
 def test_a_trial_of_two_is_the_trial_of_one(
     whole: tuple[list[Measurement], Path], told: TrialConfig, tiny: Dataset, tmp_path: Path
 ) -> None:
     """To float32's rounding in its first steps, which later ones amplify."""
-    alone, (measurements, directory) = run(told, tiny, tmp_path), whole
+    alone, (measurements, _) = run(told, tiny, tmp_path), whole
     assert [set(m.metrics) for m in measurements] == [set(m.metrics) for m in alone]
     for name in ("train_loss", "train_info_nce", "train_equivariance"):
         found, expected = ([m.metrics[name] for m in trial] for trial in (measurements, alone))
         assert found[0] == pytest.approx(expected[0], rel=1e-5)
         assert found == pytest.approx(expected, rel=1e-2)
-    assert sorted(p.name for p in directory.iterdir()) == sorted(p.name for p in tmp_path.iterdir())
 
 
 def test_a_state_of_two_goes_on_with_one(
     whole: tuple[list[Measurement], Path], told: TrialConfig, tiny: Dataset, tmp_path: Path
 ) -> None:
-    measurements, directory = whole
-    (last,) = run(told, tiny, tmp_path, resume_from=directory / "state-00002.pt")
+    measurements, kept = whole
+    (last,) = run(told, tiny, tmp_path, resume_from=kept / "after-2")
     assert last.metrics["train_loss"] == pytest.approx(measurements[-1].metrics["train_loss"], rel=1e-2)
 
 
 @pytest.mark.slow
-def test_a_trial_whose_other_process_is_killed_goes_on_to_the_bit(
+def test_a_trial_of_two_goes_on_to_the_bit_until_one_is_killed(
     whole: tuple[list[Measurement], Path],
     told: TrialConfig,
     tiny: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is killed within the second step of the second epoch."""
-    average, num_steps = Ranks.average, []
+    """It is killed within the second of three steps of the epoch after."""
+    average, num_steps = Ranks.average, 0
+    reported: list[Measurement] = []
 
     def average_then_kill(ranks: Ranks, gradients: list[Tensor]) -> None:
+        nonlocal num_steps
         average(ranks, gradients)
-        num_steps.append(1)
-        if len(num_steps) == 4:
+        num_steps += 1
+        if num_steps == 5:
             (other,) = multiprocessing.active_children()
             other.kill()
 
     monkeypatch.setattr(Ranks, "average", average_then_kill)
     with pytest.raises(RankLost, match="the process of rank 1 of 2 has died"):
-        run(told, tiny, tmp_path / "part", num_devices=2)
-    assert len(num_steps) == 4
+        run(told, tiny, tmp_path, num_devices=2, resume_from=whole[1] / "after-1", then=reported.append)
+    assert num_steps == 5
+    assert trace(reported) == trace(whole[0])[1:2]
+    assert (tmp_path / "state-00002.pt").read_bytes() == (whole[1] / "after-2").read_bytes()
     assert multiprocessing.active_children() == []
-    monkeypatch.undo()
-    state = tmp_path / "part" / "state-00001.pt"
-    rest = run(told, tiny, tmp_path / "rest", num_devices=2, resume_from=state)
-    assert trace(rest) == trace(whole[0])[1:]
-    assert rest[-1].checkpoint == whole[0][-1].checkpoint
 
 
-def test_batches_that_cannot_be_shared_are_refused(
+def test_what_several_devices_cannot_share_is_refused(
     config: TrialConfig, tiny: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidDocument, match=r"batch_size 32 .* by 3 GPUs: use 2, or multiples"):
