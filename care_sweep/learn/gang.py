@@ -107,6 +107,8 @@ class Gang:
             RuntimeError: a process failed otherwise.
             Exception: what the task raised, unless that came of one of these.
         """
+        if self._num_ranks == 1:
+            return task()
         for pipe in self._pipes:
             with suppress(OSError):  # it has died, which hearing it will tell
                 pipe.send(None)

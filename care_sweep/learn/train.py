@@ -10,7 +10,6 @@ a trial is its weights, BatchNorm's statistics, the optimiser's moments, what it
 encoder and queue) and the number of epochs done.
 """
 
-import dataclasses
 import json
 import math
 import sys
@@ -23,19 +22,12 @@ import torch
 from torch import Tensor
 
 from care_sweep.documents import parse
-from care_sweep.errors import (
-    CheckpointError,
-    DatasetError,
-    InvalidDocument,
-    Problem,
-    TrialCollapsed,
-    TrialDiverged,
-)
+from care_sweep.errors import CheckpointError, DatasetError, TrialCollapsed, TrialDiverged
 from care_sweep.learn import checkpoint
 from care_sweep.learn.bases import build_base
 from care_sweep.learn.captured import CapturedSteps, EpochDraws
 from care_sweep.learn.collapse import sign_of_collapse
-from care_sweep.learn.data import Dataset, Split
+from care_sweep.learn.data import Dataset
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import (
     Features,
@@ -50,16 +42,11 @@ from care_sweep.learn.gang import Gang
 from care_sweep.learn.measures import NotFiniteError
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.ranks import Ranks
+from care_sweep.learn.sharing import Outline, refuse_misfits
 from care_sweep.learn.state import check_optimizer, check_tensors, opened, written_beside
 from care_sweep.learn.step import StepLosses, divergence, precision_of, step_losses
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
-from care_sweep.spec import (
-    FIELDS_OF_DEVICES,
-    CheckpointReference,
-    Measurement,
-    TrialConfig,
-    misfit_of_devices,
-)
+from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
 
 __all__ = ["default_device", "epochs_alone", "train", "untrained"]
 
@@ -117,12 +104,12 @@ def train(
             failed otherwise.
     """
     device = default_device() if device is None else device
-    _refuse_misfits(config, num_devices, device)
+    refuse_misfits(config, num_devices, device)
     data = data.on(device)
     trial = _Trial(config, data, device, Ranks(0, num_devices) if num_devices > 1 else None)
     directory.mkdir(parents=True, exist_ok=True)
     losses = trial.restore(resume_from) if resume_from is not None else {}
-    with Gang(num_devices, device, _follow, config, _outline(data), resume_from) as gang:
+    with Gang(num_devices, device, _follow, config, Outline.of(data), resume_from) as gang:
         gang.run(trial.give_images)
         _train_epochs(trial, losses, gang, report, directory)
 
@@ -154,47 +141,16 @@ def _train_epochs(
             return
 
 
-@dataclasses.dataclass(frozen=True)
-class _Outline:
-    """What another process must know of a dataset; the train images come from rank 0."""
-
-    data: Dataset
-    num_images: int
-
-
-def _outline(data: Dataset) -> _Outline:
-    nothing = Split(data.train.images[:0].cpu(), data.train.labels[:0].cpu())
-    emptied = dataclasses.replace(data, train=nothing, validation=nothing, test=nothing)
-    return _Outline(emptied, len(data.train.images))
-
-
 def _follow(
-    ranks: Ranks, device: torch.device, config: TrialConfig, outline: _Outline, resume_from: Path | None
+    ranks: Ranks, device: torch.device, config: TrialConfig, outline: Outline, resume_from: Path | None
 ) -> Iterator[None]:
     """What the ranks after the first do: take the images, and an epoch's steps at each further turn."""
-    nothing = outline.data.train
-    images = nothing.images.new_empty(outline.num_images, *nothing.images.shape[1:], device=device)
-    labels = nothing.labels.new_zeros(outline.num_images)  # training looks at none
-    ranks.of_the_first(images)
-    data = dataclasses.replace(outline.data, train=Split(images, labels))
-    trial = _Trial(config, data, device, ranks)
+    trial = _Trial(config, outline.filled(ranks, device), device, ranks)
     if resume_from is not None:
         trial.restore(resume_from)
     while True:
         yield
         trial.train_epoch()
-
-
-def _refuse_misfits(config: TrialConfig, num_devices: int, device: torch.device) -> None:
-    """Refuse a configuration whose batches cannot be shared so, and more GPUs than there are."""
-    for name in FIELDS_OF_DEVICES:
-        detail = misfit_of_devices(name, getattr(config, name), num_devices)
-        if detail is not None:
-            raise InvalidDocument([Problem(f"/{name}", detail)])
-    if device.type == "cuda" and (device.index or 0) + num_devices > torch.cuda.device_count():
-        raise ValueError(
-            f"{num_devices} GPUs are to train a trial, and {torch.cuda.device_count()} are there"
-        )
 
 
 def untrained(config: TrialConfig, data: Dataset, *, device: torch.device | None = None) -> dict[str, float]:
