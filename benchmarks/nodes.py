@@ -62,7 +62,7 @@ class SimulatedCluster:
         (scratch / "ray").mkdir()  # for the address of the cluster that was started last
         os.environ |= {**ray_environment(ray_token(home)), "RAY_TMPDIR": str(scratch)}
         os.environ |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(home / "gcs")}
-        os.environ["RAY_raylet_start_wait_time_s"] = "120"  # on a busy machine
+        os.environ |= {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine
         from ray.cluster_utils import Cluster  # it reads the environment as it is loaded
 
         head = {"num_cpus": 0, "include_dashboard": False, "dashboard_port": free_port()}
