@@ -27,8 +27,8 @@ class Settings:
             (CARE_SWEEP_STORAGE_URI, default below `home`).
         data_roots: folders that the paths of a sweep's datasets (`folder:`, `parquet:`, `imagenet100:`) must
             lie under (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
-        data_uris: the prefixes of object stores among CARE_SWEEP_DATA_ROOTS, `s3://bucket/prefix`, that such
-            datasets may lie under instead.
+        data_uris: the prefixes of object stores, `s3://bucket/prefix`, that such datasets may lie under
+            (CARE_SWEEP_DATA_ROOTS too).
         url: where the client finds the service (CARE_SWEEP_URL).
         token_path: the file of the token that the client sends, unless CARE_SWEEP_TOKEN holds one
             (CARE_SWEEP_TOKEN_PATH, default `home/token`).

@@ -45,14 +45,16 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _settings() -> Iterator[tuple[str, str]]:
+def _settings() -> list[tuple[str, str]]:
+    found: dict[str, list[str]] = {}
     attributes = inspect.getdoc(Settings).partition("Attributes:\n")[2]
     for entry in re.split(r"\n(?=    \w+: )", attributes):
         text = " ".join(entry.partition(": ")[2].split())
         named = _NAMED.search(text)
         assert named is not None, f"the docstring of Settings names no variable for {entry}"
         more = f" ({named[2]})" if named[2] else ""
-        yield f"`{named[1]}`", text[: named.start()] + more + text[named.end() :]
+        found.setdefault(f"`{named[1]}`", []).append(text[: named.start()] + more + text[named.end() :])
+    return [(name, " ".join(texts)) for name, texts in found.items()]
 
 
 def _document(model: type[BaseModel]) -> str:
