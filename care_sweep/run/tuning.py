@@ -6,7 +6,9 @@ Ray's own OptunaSearch, ASHAScheduler, checkpoints and restore are not used: see
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -33,6 +35,9 @@ _ENVIRONMENT = {
     # Files of each trial for TensorBoard, whose library loads torch: 480 MB, and nobody reads them.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+
+_ACTOR = re.compile(r"actor_id: ([0-9a-f]+)")
+"""In Ray's words on an actor that has died; Tune has let go of it when it tells of that."""
 
 
 def run_trials(
@@ -154,10 +159,10 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Heard before the searcher is told that the trial has ended."""
         number, attempt = trial.config["number"], trial.config["attempt"]
-        actor = trial.temporary_state.ray_actor
-        if actor is None or not self._conductor.runs(number, attempt):
+        if trial.error_file is None or not self._conductor.runs(number, attempt):
             return
-        if self._nodes.was_meant_to_go(actor._actor_id.hex()):
+        actors = _ACTOR.findall(Path(trial.error_file).read_text())
+        if actors and self._nodes.was_meant_to_go(actors[-1]):
             self._conductor.displaced(number, attempt, f"attempt {attempt} ended: its node was drained")
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:

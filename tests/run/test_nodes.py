@@ -61,7 +61,11 @@ def test_rays_own_word_counts_where_it_has_one(cluster: _Cluster, reason: int, *
 
 @pytest.mark.parametrize(("draining", "reason"), [({"a": 0}, "node drained"), ({}, "worker lost")])
 def test_an_attempt_is_told_by_how_its_node_went(
-    cluster: _Cluster, make_sweep: Callable[..., Sweep], draining: dict[str, int], reason: str
+    cluster: _Cluster,
+    make_sweep: Callable[..., Sweep],
+    tmp_path: Path,
+    draining: dict[str, int],
+    reason: str,
 ) -> None:
     sweep = make_sweep()
     conductor, seen = sweep.conduct(), nodes.Nodes()
@@ -69,11 +73,10 @@ def test_an_attempt_is_told_by_how_its_node_went(
     cluster.draining |= draining
     seen.usable()
     cluster.end("a", UNEXPECTED)
-    actor = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "a"))
-    trial: Any = SimpleNamespace(
-        config={"number": order.number, "attempt": order.attempt},
-        temporary_state=SimpleNamespace(ray_actor=actor),
-    )
+    error = tmp_path / "error.txt"
+    error.write_text("The actor died unexpectedly.\n\tclass_name: \n\tactor_id: a\n")
+    config = {"number": order.number, "attempt": order.attempt}
+    trial: Any = SimpleNamespace(config=config, error_file=str(error))
     _ConductedScheduler(conductor, seen).on_trial_error(None, trial)
     conductor.lost(order.number, order.attempt, "its process died")  # as the searcher does next
     (attempt,) = sweep.store.attempts(sweep.id, order.number)
