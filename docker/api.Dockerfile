@@ -43,6 +43,6 @@ USER 10001
 WORKDIR /home/care
 VOLUME /home/care
 EXPOSE 8484
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8484/healthz', timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=180s --retries=6 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8484/healthz', timeout=8)"]
 CMD ["python", "-m", "service", "--host", "0.0.0.0", "--port", "8484"]

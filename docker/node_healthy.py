@@ -2,4 +2,4 @@
 
 import urllib.request
 
-urllib.request.urlopen("http://127.0.0.1:52365/api/local_raylet_healthz", timeout=4).close()
+urllib.request.urlopen("http://127.0.0.1:52365/api/local_raylet_healthz", timeout=8).close()

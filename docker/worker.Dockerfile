@@ -36,6 +36,7 @@ ENV PATH=/opt/care-sweep/bin:$PATH HOME=/home/care USER=care CARE_SWEEP_HOME=/ho
 USER 10001
 WORKDIR /home/care
 VOLUME /home/care
-HEALTHCHECK --interval=10s --timeout=5s --start-period=90s CMD ["python", "/opt/care-sweep/node_healthy.py"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=180s --retries=6 \
+    CMD ["python", "/opt/care-sweep/node_healthy.py"]
 ENTRYPOINT ["tini", "--"]
 CMD ["ray", "--version"]

@@ -26,7 +26,7 @@ class Engine:
         """What the command prints. AssertionError where it fails, with what it said."""
         return self._run(["docker", *arguments], self._environment, timeout)
 
-    def compose(self, *arguments: str, settings: dict[str, str], timeout: float = 300) -> str:
+    def compose(self, *arguments: str, settings: dict[str, str], timeout: float = 900) -> str:
         return self._run([*self._compose, *arguments], self._environment | settings, timeout)
 
     def build(self, file: str, tag: str) -> None:

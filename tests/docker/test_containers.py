@@ -1,5 +1,6 @@
 """Images and docker/compose.yaml on a real engine: a sweep outlives a worker's container and Ray's head."""
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -111,7 +112,7 @@ def stack(
     is_up = False
     try:
         began = time.monotonic()
-        stack.compose("up", "--detach", "--wait", "--no-build", "--pull", "never", *SERVICES)
+        _bring_up(stack)
         print(f"up and healthy after {time.monotonic() - began:.0f} s")
         is_up = True
         yield stack
@@ -195,7 +196,7 @@ def test_a_sweep_outlives_a_worker_and_the_head(stack: Stack, tmp_path: Path) ->
         stack.engine.docker("kill", stack.container("ray-worker", 1))
         stack.engine.docker("restart", "--time", "5", stack.container("ray-head"))
         print(f"a worker killed and the head restarted {time.monotonic() - began:.0f} s into the sweep")
-        ended = client.wait(sweep_id, timeout=300)
+        ended = client.wait(sweep_id, timeout=900)
         assert (ended["state"], ended["reason"]) == ("SUCCEEDED", None)
         assert ended["trial_counts"] == {"COMPLETE": 4}
         attempts = [len(client.trial(sweep_id, number)["attempts"]) for number in range(4)]
@@ -214,11 +215,21 @@ def test_a_sweep_outlives_a_worker_and_the_head(stack: Stack, tmp_path: Path) ->
     }
 
 
+def _bring_up(stack: Stack) -> None:
+    """Ray ends a node that has not joined within 30 s; it is started again, yet Compose waits no longer."""
+    up = ("up", "--detach", "--wait", "--no-build", "--pull", "never", *SERVICES)
+    for _ in range(2):
+        with contextlib.suppress(AssertionError):
+            stack.compose(*up)
+            return
+    stack.compose(*up)
+
+
 def _size(engine: Engine, image: str) -> int:
     return int(engine.docker("image", "inspect", "--format", "{{.Size}}", image))
 
 
-def _until(condition: Callable[[], bool], seconds: float = 180) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
