@@ -114,7 +114,6 @@ def test_volumes_are_declared_and_files_are_there() -> None:
             assert (DOCKER / Path(service["command"][0]).name).is_file()
 
 
-@pytest.mark.xfail(strict=True, reason="they are not written yet")
 def test_the_files_of_the_monitoring_are_there() -> None:
     volumes = [volume for name in MONITORING for volume in SERVICES[name]["volumes"]]
     files = [volume.partition(":")[0] for volume in volumes if volume.startswith(".")]
