@@ -15,13 +15,14 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCUMENT = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
-MADE = "./state/s3"  # by make_secrets.sh
+MADE = {"./state/s3", "./state/prometheus"}  # by make_secrets.sh
 OURS = {name for name, service in SERVICES.items() if "build" in service}
-MONITORING = {"prometheus", "grafana"}
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml", "test/compose.yaml"])
+@pytest.mark.parametrize(
+    "file", ["compose.yaml", "compose.gpu.yaml", "compose.dashboards.yaml", "test/compose.yaml"]
+)
 def test_the_schema_of_compose_accepts_it(file: str) -> None:
     check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
     ran = subprocess.run([*check, DOCKER / file], capture_output=True, text=True, check=False)
@@ -85,7 +86,12 @@ def test_secrets_are_where_they_are_needed() -> None:
     for secret, expected in holders.items():
         assert {name for name in SERVICES if secret in str(SERVICES[name])} == expected
     of_ray = {"runner", "ray-head", "ray-worker"}
-    assert {name for name in SERVICES if "ray_token" in SERVICES[name].get("secrets", [])} == of_ray
+
+    def holding(secret: str) -> set[str]:
+        return {name for name in SERVICES if secret in SERVICES[name].get("secrets", [])}
+
+    assert holding("ray_token") == of_ray | {"prometheus"}, "which asks the head where to scrape"
+    assert holding("metrics_token") == {"prometheus"}
     for name in of_ray:
         assert SERVICES[name]["environment"]["RAY_AUTH_MODE"] == "token"
         assert SERVICES[name]["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"  # noqa: S105
@@ -100,25 +106,17 @@ def test_the_head_keeps_what_it_knows_on_a_volume() -> None:
 
 
 def test_volumes_are_declared_and_files_are_there() -> None:
-    for name in SERVICES.keys() - MONITORING:
-        service = SERVICES[name]
+    for name, service in SERVICES.items():
         for volume in service.get("volumes", []):
             source = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
             if not source.startswith("."):
                 assert source in DOCUMENT["volumes"], name
-            elif source != MADE:
+            elif source not in MADE:
                 assert (DOCKER / source).exists(), source
         if name in OURS:
             assert (ROOT / service["build"]["dockerfile"]).is_file()
         if service.get("command", [""])[0].startswith("/opt/care-sweep/"):
             assert (DOCKER / Path(service["command"][0]).name).is_file()
-
-
-def test_the_files_of_the_monitoring_are_there() -> None:
-    volumes = [volume for name in MONITORING for volume in SERVICES[name]["volumes"]]
-    files = [volume.partition(":")[0] for volume in volumes if volume.startswith(".")]
-    assert len(files) == 3
-    assert all((DOCKER / file).exists() for file in files)
 
 
 def test_what_the_environment_must_hold_is_made_and_listed(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def stack(
         stack.compose("down", "--volumes", "--timeout", "5")
 
 
-@pytest.mark.parametrize("overlay", ["compose.gpu.yaml", "test/compose.yaml"])
+@pytest.mark.parametrize("overlay", ["compose.gpu.yaml", "compose.dashboards.yaml", "test/compose.yaml"])
 def test_compose_reads_its_files(engine: Engine, overlay: str, tmp_path: Path) -> None:
     subprocess.run([ROOT / "docker" / "make_secrets.sh", tmp_path], check=True)
     files = ["--file", f"{ROOT}/docker/compose.yaml", "--file", f"{ROOT}/docker/{overlay}"]
