@@ -80,7 +80,7 @@ def test_where_an_attempt_runs_is_told_first() -> None:
     heard: list[Any] = []
     conductor: Any = SimpleNamespace(placed=lambda *what: heard.append(what))
     trial: Any = SimpleNamespace(config={"number": 3, "attempt": 2})
-    scheduler = tuning._ConductedScheduler(conductor)
+    scheduler = tuning._ConductedScheduler(conductor, Nodes())
     result = {"place": PLACE.model_dump_json()}
     assert scheduler.on_trial_result(None, trial, result) == tuning.TrialScheduler.CONTINUE
     assert heard == [(3, 2, PLACE)]

@@ -17,11 +17,12 @@ from benchmarks.few_images import cut_few_images
 from care_sweep.errors import NotFound, StorageError
 from care_sweep.run import worker
 from care_sweep.run.workplace import workplace
-from care_sweep.spec import Measurement, TrialConfig
+from care_sweep.spec import Measurement, Place, TrialConfig
 from care_sweep.storage import Storage, open_storage
 
 TRIAL = "sweeps/0123456789ab/trials/00003"
 EPOCHS = 4
+PLACE = Place(actor_id="a1", node_id="b2", log_name=None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,6 +53,8 @@ class _Driver:
 
     def run(self, attempt: int, *, last_epoch: int = 0, stop_after: int = EPOCHS + 1) -> None:
         def report(said: dict[str, str]) -> None:
+            if "place" in said:
+                return
             self.said.append(said)
             if "measurement" in said:
                 measurement = Measurement.model_validate_json(said["measurement"])
@@ -61,6 +64,7 @@ class _Driver:
                     raise SystemExit
 
         self.patch.setattr(worker.tune, "report", report)
+        self.patch.setattr(worker, "_place", lambda: PLACE)
         config = TrialConfig(
             dataset=self.dataset,
             encoder="resnet_tiny",
