@@ -38,7 +38,7 @@ _WANTED = (
     "in CARE_SWEEP_TOKEN, and `care-sweep token create` where the service runs makes one"
 )
 _REFUSED = "the token is unknown, has expired or was revoked; `care-sweep token create` makes a new one"
-_ASKED_IN_A_BROWSER = 'Basic realm="care-sweep: any name, and the token as the password", charset="UTF-8"'
+_ASKED_IN_A_BROWSER = 'Basic realm="care-sweep: any name in ASCII, and the token as the password"'
 _EVERYBODY = Caller(LOCAL_OWNER, Scope.ADMIN)
 _log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from care_sweep.learn.bases import build_base
 from care_sweep.learn.captured import CapturedSteps, EpochDraws
 from care_sweep.learn.collapse import sign_of_collapse
 from care_sweep.learn.data import Dataset
+from care_sweep.learn.devices import Outline, refuse_misfits
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import (
     Features,
@@ -42,7 +43,6 @@ from care_sweep.learn.gang import Gang
 from care_sweep.learn.measures import NotFiniteError
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.ranks import Ranks
-from care_sweep.learn.sharing import Outline, refuse_misfits
 from care_sweep.learn.state import check_optimizer, check_tensors, opened, written_beside
 from care_sweep.learn.step import StepLosses, divergence, precision_of, step_losses
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise

@@ -1,16 +1,21 @@
 """What has a sweep of the cluster just now? Looked at once a second, and told to its conductor."""
 
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ray.exceptions import RayError
 
 from care_sweep.run.conductor import Conductor
 from care_sweep.run.nodes import Nodes
 from care_sweep.run.sharing import capacity_of, divide
 
 __all__ = ["Allotment"]
+
+_LOG = logging.getLogger("care_sweep.driver")
 
 _LOOK_SECONDS = 1.0
 _MOST_MEMORY_BYTES = 360 * 2**20
@@ -26,43 +31,57 @@ class Allotment:
         self._conductor = conductor
         self._nodes = nodes
         self._looked_at = -math.inf
-        self._said: str | None = None
+        self._is_ready: bool | None = None
+        self._is_known = False
 
     def wait(self) -> bool:
         """Wait until a trial may run. False once none will any more."""
-        while not self._conductor.is_finished:
+        while True:
+            self._conductor.look()
             self.look()
-            if self._conductor.share.num_trials or self._conductor.is_out_of_budget:
+            if self._conductor.is_finished:
+                return False
+            may_run = self._is_known and self._conductor.share.num_trials
+            if may_run or self._conductor.is_out_of_budget:
                 return True
             time.sleep(_LOOK_SECONDS)
-            self._conductor.look()
-        return False
 
     def look(self) -> None:
-        """Have the conductor know its share, and whether this process has grown too large."""
+        """Have the conductor know its share, and whether this process has grown too large.
+
+        While database or head are away all stays as it is.
+        """
         if time.monotonic() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
-        conductor, nodes = self._conductor, self._nodes.usable()
-        demands = conductor.demands()
+        conductor = self._conductor
+        self._tell_ready(not conductor.is_held_up)
+        try:
+            nodes, demands = self._nodes.usable(), conductor.demands()
+        except RayError as error:
+            _LOG.warning("the nodes of the cluster are not known: %s", error)
+            return
         if demands is not None:
-            wanted = {"CPU": conductor.spec.resources.cpus_per_trial, "GPU": conductor.gpus_per_trial}
+            self._is_known = True
             conductor.share = divide(nodes, demands).get(conductor.sweep_id, conductor.share)
-            self._explain(None if capacity_of(nodes, wanted) else wanted)
+            conductor.explain(self._why_nothing_runs(nodes))
         if conductor.num_ended >= _FEW_TRIALS and _memory_bytes() > _MOST_MEMORY_BYTES:
             conductor.hand_over()
 
-    def _explain(self, missing: Mapping[str, float] | None) -> None:
-        """Let the sweep say why nothing runs, when that changes."""
-        said = None
-        if missing:
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in missing.items() if amount)
-            said = f"waiting: no node of the cluster has the {wanted} that a trial needs"
-        elif not self._conductor.share.num_trials:
-            said = "waiting for its turn: other sweeps have the cluster"
-        if said != self._said:
-            self._said = said
-            self._conductor.explain(said)
+    def _tell_ready(self, is_ready: bool) -> None:
+        if is_ready is not self._is_ready:
+            self._conductor.ready(is_ready)
+            self._is_ready = is_ready
+
+    def _why_nothing_runs(self, nodes: Sequence[Mapping[str, float]]) -> str | None:
+        conductor = self._conductor
+        wanted = {"CPU": conductor.spec.resources.cpus_per_trial, "GPU": conductor.gpus_per_trial}
+        if conductor.num_running:
+            return None
+        if not capacity_of(nodes, wanted):
+            asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+            return f"waiting: no node of the cluster has the {asked} that a trial needs"
+        return None if conductor.share.num_trials else "waiting for its turn: other sweeps have the cluster"
 
 
 def _memory_bytes() -> int:

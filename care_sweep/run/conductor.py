@@ -48,6 +48,9 @@ _OUT_OF_MEMORY = "out of memory"
 _NODE_DRAINED = "node drained"
 _LOSSES = (_WORKER_LOST, _OUT_OF_MEMORY)
 _STOPPED = "stopped"
+_BUDGET_SPENT = "budget spent"
+_QUOTA_SPENT = "quota spent"
+_SPENT = (_BUDGET_SPENT, _QUOTA_SPENT)
 
 _COLLAPSED = "collapsed"
 """A worker's reason that makes a trial INFEASIBLE: its point breaks a constraint, and nothing went wrong."""
@@ -111,7 +114,10 @@ class Conductor:
         self._lease = lease
         self._storage = storage
         self._clock = clock
-        self._seconds_before, self._began = sweep.active_seconds, clock()
+        self._seconds_before, self._seconds, self._ticked_at = sweep.active_seconds, 0.0, clock()
+        self._said = sweep.message
+        self._waits_for: str | None = None
+        self._trouble: str | None = None
         self._gpu_seconds = sweep.gpu_seconds
         self._search_seconds = 0.0  # that are not stored yet
         self.revision, self._looked_at = 0, -math.inf
@@ -127,7 +133,7 @@ class Conductor:
         self._again: deque[int] = deque()
         self._num_started = 0
         self._num_ended = 0
-        self._has_cancelled = False
+        self._cut: str | None = None
         self._is_quota_spent = False
         self._is_handing_over = False
         self._pause_seconds = 0.0
@@ -169,15 +175,15 @@ class Conductor:
     def spent(self) -> str | None:
         """Which may have no more: "budget spent" or, of the token that submitted it, "quota spent"."""
         if self._is_quota_spent:
-            return "quota spent"
+            return _QUOTA_SPENT
         budget = self.spec.budget
         if budget is None:
             return None
-        seconds = self._seconds_before + self._clock() - self._began
+        seconds = self._seconds_before + self.seconds
         is_spent = (budget.max_seconds is not None and seconds >= budget.max_seconds) or (
             budget.max_gpu_hours is not None and self._gpu_seconds >= 3600 * budget.max_gpu_hours
         )
-        return "budget spent" if is_spent else None
+        return _BUDGET_SPENT if is_spent else None
 
     @property
     def is_out_of_budget(self) -> bool:
@@ -187,7 +193,17 @@ class Conductor:
     def cut_short(self) -> str | None:
         """What was spent before all trials had run."""
         left_out = self._num_started < self.spec.num_trials and not self.is_draining
-        return self.spent if self._has_cancelled or left_out else None
+        return self._cut or (self.spent if left_out else None)
+
+    @property
+    def seconds(self) -> float:
+        """In which this conductor had trials run: neither waiting nor pauses count."""
+        return self._seconds + (self._clock() - self._ticked_at if self.num_running else 0.0)
+
+    @property
+    def is_held_up(self) -> bool:
+        """The storage takes nothing at present, and is tried again later."""
+        return self._clock() < self._paused_until
 
     @property
     def num_running(self) -> int:
@@ -220,6 +236,7 @@ class Conductor:
 
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
+        self._tick()
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
@@ -246,7 +263,7 @@ class Conductor:
         if self.is_out_of_budget:
             self._give_up_waiting()
             return None
-        if self.is_paused or self._is_handing_over or self._clock() < self._paused_until:
+        if self.is_paused or self._is_handing_over or self.is_held_up:
             return None
         ready = next((n for n in self._again if self._open[n].not_before <= self._clock()), None)
         if ready is not None:
@@ -344,16 +361,22 @@ class Conductor:
             return
         self._lease.interrupt_trial(number, reason="storage", message=message)
         self._again.append(number)
-        self._lease.explain(message)
+        self._trouble = message
+        self._tell_why()
         doubled = 2 * self._pause_seconds
         self._pause_seconds = min(max(doubled, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
         self._paused_until = self._clock() + self._pause_seconds
 
     def explain(self, message: str | None) -> None:
         """Let the sweep say why nothing can start, or with None that something can."""
-        self._lease.explain(message)
+        self._waits_for = message
+        self._tell_why()
 
-    def note_gpus(self, gpus_per_trial: float, message: str) -> None:
+    def ready(self, is_ready: bool) -> None:
+        """Say that trials can begin, or that they cannot."""
+        self._lease.ready(is_ready)
+
+    def note_gpus(self, gpus_per_trial: float, message: str | None = None) -> None:
         """Keep what was chosen, so that a driver that takes up the sweep chooses the same; and say why."""
         self.gpus_noted = gpus_per_trial
         self._lease.note_gpus(gpus_per_trial, message)
@@ -371,7 +394,9 @@ class Conductor:
         reason: str | None = None,
     ) -> None:
         """Store a measurement with what it cost."""
-        gpu_seconds = measurement.seconds * self._gpus_of(self._open[number])
+        gpus = self._gpus_of(self._open[number])
+        times_larger = gpus / self.gpus_per_trial if self.gpus_per_trial else 1.0
+        gpu_seconds = measurement.seconds * gpus
         self._lease.record(
             number,
             attempt,
@@ -381,7 +406,7 @@ class Conductor:
             reason=reason,
             gpu_seconds=gpu_seconds,
             search_seconds=self._searched(),
-            share_seconds=measurement.seconds * self.share.cost,
+            share_seconds=measurement.seconds * self.share.cost * times_larger,
             least_share_seconds=self.share.least,
         )
         self._gpu_seconds += gpu_seconds
@@ -395,9 +420,19 @@ class Conductor:
         return "preempted" if self.num_running > self.share.num_trials else None
 
     def _get_on(self) -> None:
-        if self._pause_seconds:
-            self._pause_seconds = 0.0
-            self._lease.explain(None)
+        self._pause_seconds = 0.0
+        self._trouble = None
+        self._tell_why()
+
+    def _tell_why(self) -> None:
+        said = self._trouble or self._waits_for
+        if said != self._said:
+            self._lease.explain(said)
+            self._said = said
+
+    def _tick(self) -> None:
+        """Count the time since the last look."""
+        self._seconds, self._ticked_at = self.seconds, self._clock()
 
     def _start_new(self) -> Assignment:
         number = self._num_started
@@ -445,7 +480,7 @@ class Conductor:
         if number in self._stop_requested:
             return TrialState.CANCELLED, _STOPPED
         if spent := self.spent:
-            self._has_cancelled = True
+            self._cut = spent
             return TrialState.CANCELLED, spent
         if self._halving is None or trial.is_baseline or value is None:
             return None, None
@@ -510,7 +545,7 @@ class Conductor:
             _LOG.warning("%d checkpoints could not be deleted: %s", len(found), error)
 
     def _give_up_waiting(self) -> None:
-        self._has_cancelled |= bool(self._again)
+        self._cut = self.spent if self._again else self._cut
         while self._again:
             number = self._again.popleft()
             self._lease.finish_trial(number, TrialState.CANCELLED, reason=self.spent)
@@ -542,6 +577,8 @@ class Conductor:
             for epoch, value in sorted(curve.items()):
                 if self._halving is not None:
                     self._halving.refill(record.number, epoch, value)
+        if record.state is TrialState.CANCELLED and record.reason in _SPENT:
+            self._cut = record.reason
         if not record.state.is_terminal:
             self._open[record.number] = _OpenTrial(
                 record.parameters,

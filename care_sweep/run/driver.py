@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -66,15 +65,23 @@ def last_words(error: Exception) -> str:
 
 def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" = None) -> None:
     """Run what is left of the sweep and store how it ended."""
-    with _kept(lease):  # also while Ray is imported, which takes longer than a lease on a busy machine
-        from care_sweep.run.cluster import connect  # noqa: PLC0415
-        from care_sweep.run.conductor import Conductor  # noqa: PLC0415
+    conductor: Conductor | None = None
+
+    def seconds() -> float:
+        return 0.0 if conductor is None else conductor.seconds
+
+    with _kept(lease, seconds):  # also while Ray is imported, which takes long on a busy machine
+        from care_sweep.run import conductor as conducting  # noqa: PLC0415
+        from care_sweep.run.cluster import await_cluster, connect  # noqa: PLC0415
         from care_sweep.run.tuning import run_trials  # noqa: PLC0415
 
         assert settings.ray_address, "the runner sets RAY_ADDRESS"
+        await_cluster(settings.ray_address)
         connect(settings.ray_address)
         storage, num_kept = open_storage(settings.storage_uri), settings.num_checkpoints_kept
-        conductor = outlast(lambda: Conductor(store, lease, storage, num_checkpoints_kept=num_kept))
+        conductor = outlast(
+            lambda: conducting.Conductor(store, lease, storage, num_checkpoints_kept=num_kept)
+        )
         run_trials(conductor, settings, *([work] if work else []))
     if conductor.is_paused or conductor.is_handing_over:
         lease.release(reason="paused" if conductor.is_paused else "handed over")
@@ -102,10 +109,10 @@ def _finish(store: Store, lease: Lease, conductor: "Conductor") -> None:
 
 
 @contextmanager
-def _kept(lease: Lease) -> Iterator[None]:
-    """Renew the lease for the length of a `with`, and count its seconds."""
+def _kept(lease: Lease, seconds: Callable[[], float]) -> Iterator[None]:
+    """Renew the lease for the length of a `with`, and store the seconds in which trials ran."""
     done = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(lease, done), name="lease", daemon=True)
+    keeper = threading.Thread(target=_keep, args=(lease, seconds, done), name="lease", daemon=True)
     keeper.start()
     try:
         yield
@@ -114,15 +121,15 @@ def _kept(lease: Lease) -> Iterator[None]:
         keeper.join()
 
 
-def _keep(lease: Lease, done: threading.Event) -> None:
+def _keep(lease: Lease, seconds: Callable[[], float], done: threading.Event) -> None:
     """End the process as soon as the lease is lost or the runner gone: it may write nothing more."""
-    runner, counted = os.getppid(), time.monotonic()
+    runner, counted = os.getppid(), 0.0
     complaints = Complaints("the lease could not be renewed")
     while not done.wait(_RENEW_SECONDS):
         if os.getppid() != runner:
             _LOG.warning("the runner is gone")
             os._exit(1)
-        now = time.monotonic()
+        now = seconds()
         try:
             lease.renew(now - counted)
             counted = now

@@ -6,6 +6,7 @@ Ray's own word is not enough: a node that was drained and then ended has died "u
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 from ray._private.state import actors, state  # what drains is told nowhere else; Ray Train asks there too
@@ -32,9 +33,13 @@ class Nodes:
 
     def usable(self) -> Sequence[Mapping[str, float]]:
         """The resources of each node that lives and is not being drained."""
+        return [node["Resources"] for node in self.staying()]
+
+    def staying(self) -> Sequence[Mapping[str, Any]]:
+        """These nodes, as Ray tells of them."""
         draining = state.get_draining_nodes()
         self._drained |= set(draining)
-        return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+        return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
     def was_meant_to_go(self, actor_id: str) -> bool:
         """Whether the node of an actor that has died was being drained, preempted or stopped."""

@@ -43,18 +43,27 @@ _LIGHT_TO_HEAVY: Mapping[str, Sequence[Scalar]] = {
 _HEAVY_WHEN_LARGE = ("batch_size", "equivariance_weight", "queue_size")
 
 
-def choose_gpus(conductor: Conductor, settings: Settings) -> float:
-    """The GPUs of a trial: those of the sweep's document or, for `auto`, of a timing, made once a sweep."""
+def choose_gpus(conductor: Conductor, settings: Settings, nodes: Sequence[Mapping[str, float]]) -> float:
+    """The GPUs of a trial: those of the sweep's document or, for `auto`, of a timing, made once a sweep.
+
+    What is chosen is noted, for the other sweeps divide the cluster by it. `nodes` are the resources of each.
+    """
     wanted = conductor.spec.resources.gpus_per_trial
     if wanted != "auto":
         return wanted
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    chosen = _untimed(conductor, nodes)
+    if chosen is None:
+        return _timed(conductor, settings, most_at_once(nodes, conductor.spec))
+    if chosen != conductor.gpus_noted:
+        conductor.note_gpus(chosen)
+    return chosen
+
+
+def _untimed(conductor: Conductor, nodes: Sequence[Mapping[str, float]]) -> float | None:
+    """What needs no timing; None where only that can tell."""
     if all(node.get("GPU", 0) < 1 for node in nodes):
         return 0.0
-    if conductor.gpus_noted is not None:
-        return conductor.gpus_noted
-    most = most_at_once(nodes, conductor.spec)
-    return _timed(conductor, settings, most) if most > 1 else 1.0
+    return conductor.gpus_noted or (1.0 if most_at_once(nodes, conductor.spec) == 1 else None)
 
 
 def most_at_once(nodes: Sequence[Mapping[str, float]], spec: SweepSpec) -> int:

@@ -48,11 +48,11 @@ def run_trials(
     `work` is what a worker does with one attempt. While the sweep has no share of the cluster, its driver
     holds nothing of Ray and waits.
     """
-    await_same_version(conductor)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    conductor.gpus_per_trial = choose_gpus(conductor, settings)
     nodes = Nodes()
+    await_same_version(conductor, nodes)
+    conductor.gpus_per_trial = choose_gpus(conductor, settings, nodes.usable())
     allotment = Allotment(conductor, nodes)
     while allotment.wait():
         _run(conductor, allotment, nodes, settings, work)

@@ -4,29 +4,31 @@ Else each trial would fail by itself, one after the other, and say so where few 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from care_sweep.run.conductor import Conductor
+from care_sweep.run.nodes import Nodes
 
 __all__ = ["await_same_version", "unfit"]
 
 _PACKAGE = "care-sweep"
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 5.0
 
 
-def await_same_version(conductor: Conductor) -> None:
-    """Return once every node that lives has this version, or the sweep is over; it says what it waits for.
+def await_same_version(conductor: Conductor, nodes: Nodes) -> None:
+    """Return once every node that stays has this version, or the sweep is over; it says what it waits for.
 
     Nodes that come later are not asked.
     """
-    has_complained = False
-    while (said := unfit(_versions_elsewhere(), version(_PACKAGE))) and not conductor.is_finished:
+    has_complained, own = False, version(_PACKAGE)
+    while (said := unfit(_versions_elsewhere(nodes.staying()), own)) and not conductor.is_finished:
         conductor.explain(said)
         has_complained = True
         time.sleep(_PAUSE_SECONDS)
@@ -44,7 +46,7 @@ def unfit(versions: Mapping[str, str | None], own: str) -> str | None:
     return f"waiting: the driver has {_PACKAGE} {own}, but {which}; give all nodes the same image"
 
 
-def _versions_elsewhere() -> Mapping[str, str | None]:
+def _versions_elsewhere(nodes: Sequence[Mapping[str, Any]]) -> Mapping[str, str | None]:
     """By host; this one has the driver's own. Who does not answer is left out: it may just be going."""
 
     def look() -> str | None:  # sent as it is, since a worker may have nothing of this package
@@ -55,11 +57,11 @@ def _versions_elsewhere() -> Mapping[str, str | None]:
 
     own = ray.get_runtime_context().get_node_id()
     looking = {}
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] != own:
+    for node in nodes:
+        if node["NodeID"] != own:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            looking[node["NodeManagerHostname"]] = task.remote()
+            looking[f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"] = task.remote()
     deadline, found = time.monotonic() + _ANSWER_SECONDS, {}
     for host, answer in looking.items():
         try:

@@ -15,11 +15,11 @@ from care_sweep.errors import Conflict, NotFound, RevisionMismatch
 from care_sweep.spec import Scalar, SweepSpec, SweepState, TrialState
 from care_sweep.store.audit import note
 from care_sweep.store.database import writing
+from care_sweep.store.demands import require_quota
 from care_sweep.store.ending import add_event, end_sweep, end_trial, let_go
 from care_sweep.store.records import Caller, SweepRecord
 from care_sweep.store.rows import sweep_of
 from care_sweep.store.schema import enqueued, sweeps, trials
-from care_sweep.store.sharing import require_quota
 from care_sweep.store.transitions import Move, state_after
 
 __all__ = ["Control"]
@@ -85,11 +85,14 @@ class Control:
                     f"{enqueued_too}; use {num_begun + num_waiting} or more, or stop the sweep"
                 )
             after = state_after(Move.EXTEND, before.state)
-            self._revise(connection, sweep_id, {"spec": spec.model_dump(mode="json")})
+            change = {"spec": spec.model_dump(mode="json"), "priority": spec.priority}
+            self._revise(connection, sweep_id, change)
             if after is not before.state:
                 require_quota(connection, self._caller)
                 reopened = {"reason": None, "message": None, "finished_at": None, "lease_owner": None}
                 change = {"state": after, **reopened}
+                if self._caller is not None:  # whose quota it counts for from now on
+                    change["token_id"] = self._caller.token_id
                 connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change))
                 add_event(connection, sweep_id, "sweep", {"state": after}, self._clock())
             return sweep_of(connection, sweep_id)

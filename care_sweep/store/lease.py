@@ -100,11 +100,19 @@ class Lease:
                 add_event(connection, self.sweep_id, "sweep", change, self._clock())
 
     @_once
-    def note_gpus(self, gpus_per_trial: float, message: str) -> None:
-        """Keep what a trial has of a GPU, where the sweep left it to us, for the drivers to come; and why."""
+    def ready(self, is_ready: bool) -> None:
+        """Say whether trials could begin now: while not, the sweep wants no more than it has."""
+        with self._fenced() as connection:
+            connection.execute(update(sweeps).where(sweeps.c.id == self.sweep_id).values(is_ready=is_ready))
+
+    @_once
+    def note_gpus(self, gpus_per_trial: float, message: str | None) -> None:
+        """Keep what a trial has of a GPU, where the sweep left it to us, for others; and say why."""
         with self._fenced() as connection:
             sweep = sweeps.c.id == self.sweep_id
             connection.execute(update(sweeps).where(sweep).values(gpus_per_trial=gpus_per_trial))
+            if message is None:
+                return
             state = connection.execute(select(sweeps.c.state).where(sweep)).scalar_one()
             told = {"state": state, "gpus_per_trial": gpus_per_trial, "message": message}
             add_event(connection, self.sweep_id, "sweep", told, self._clock())

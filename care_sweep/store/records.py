@@ -133,7 +133,7 @@ class SweepRecord:
     """One accepted sweep. `fencing_token` counts its claims, `lease_counter` its owner's signs of life,
     `revision` the wishes of users; what was spent is that of drivers and of stored epochs, `num_images` are
     those trained on in them; `gpus_per_trial` is what was chosen where the document says `auto`, `token_id`
-    that of the token that submitted it."""
+    that of the token that submitted it; `is_ready` while its driver can begin trials."""
 
     id: str
     name: str
@@ -156,6 +156,8 @@ class SweepRecord:
     token_id: str | None
     gpus_per_trial: float | None
     share_seconds: float
+    priority: float
+    is_ready: bool
     trial_counts: Mapping[TrialState, int]
 
 

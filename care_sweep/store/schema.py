@@ -68,6 +68,8 @@ sweeps = Table(
     Column("token_id", String(12)),  # of the token that submitted it, if one did
     Column("gpus_per_trial", Float),  # what was chosen where its document says `auto`
     Column("share_seconds", Float, nullable=False, server_default="0"),
+    Column("priority", Float, nullable=False, server_default="1"),  # as in the document
+    Column("is_ready", Boolean, nullable=False, server_default=false()),  # its driver can begin trials
     Index("sweeps_by_owner", "owner", "sequence"),
     sqlite_autoincrement=True,
 )

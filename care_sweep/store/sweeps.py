@@ -18,6 +18,7 @@ from care_sweep.spec import SweepSpec, SweepState, TrialState
 from care_sweep.store.audit import note
 from care_sweep.store.control import Control
 from care_sweep.store.database import reading, writing
+from care_sweep.store.demands import demands_of_all, require_quota
 from care_sweep.store.ending import OPEN_STATES, add_event, no_earlier
 from care_sweep.store.grouping import GroupedWrites
 from care_sweep.store.lease import Lease
@@ -54,7 +55,6 @@ from care_sweep.store.schema import (
     sweeps,
     trials,
 )
-from care_sweep.store.sharing import demands_of_all, require_quota
 from care_sweep.store.tokens import Tokens
 from care_sweep.store.transitions import Move, state_after, states_before
 
@@ -138,16 +138,18 @@ class Store:
         return self._holds(live & ~is_idle, limit=None)
 
     def queued(self, limit: int) -> Sequence[HoldRecord]:
-        """The sweeps that wait to be claimed for the first time or again, oldest first."""
-        return self._holds(sweeps.c.state == SweepState.QUEUED, limit)
+        """The sweeps that wait to be claimed for the first time or again, by priority, then oldest first."""
+        return self._holds(sweeps.c.state == SweepState.QUEUED, limit, sweeps.c.priority.desc())
 
     def hold(self, sweep_id: str) -> HoldRecord | None:
         """Who holds one sweep; None where there is none such."""
         return next(iter(self._holds(sweeps.c.id == sweep_id, limit=1)), None)
 
-    def _holds(self, which: ColumnElement[bool], limit: int | None) -> Sequence[HoldRecord]:
+    def _holds(
+        self, which: ColumnElement[bool], limit: int | None, *order: ColumnElement[Any]
+    ) -> Sequence[HoldRecord]:
         columns = [sweeps.c[field.name] for field in fields(HoldRecord)]
-        query = select(*columns).where(which).order_by(sweeps.c.sequence).limit(limit)
+        query = select(*columns).where(which).order_by(*order, sweeps.c.sequence).limit(limit)
         with reading(self.engine) as connection:
             rows = connection.execute(query).mappings().all()
         return [HoldRecord(**{**row, "state": SweepState(row["state"])}) for row in rows]
@@ -155,14 +157,12 @@ class Store:
     def claim(self, sweep: HoldRecord | SweepRecord, owner: str) -> Lease | None:
         """Take a sweep as it was read, or None where somebody else has moved it since.
 
-        The comparison and the new fencing token are one statement, so two runners cannot both win. For what
-        the sweep did not use while it waited it is owed nothing.
+        The comparison and the new fencing token are one statement, so two runners cannot both win.
         """
         if sweep.state not in states_before(Move.CLAIM):
             return None
         with writing(self.engine) as connection:
             now = self.clock()
-            anew = {"share_seconds": 0.0} if sweep.state is SweepState.QUEUED else {}
             claimed = connection.execute(
                 update(sweeps)
                 .where(
@@ -177,7 +177,7 @@ class Store:
                     lease_counter=sweeps.c.lease_counter + 1,
                     lease_owner=owner,
                     started_at=func.coalesce(sweeps.c.started_at, no_earlier(sweeps.c.created_at, now)),
-                    **anew,
+                    is_ready=False,
                 )
             )
             if claimed.rowcount != 1:
@@ -450,6 +450,7 @@ class Store:
         sweep_id, now = secrets.token_hex(6), self.clock()
         row: dict[str, Any] = {"id": sweep_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
         row |= {"state": SweepState.QUEUED, "created_at": now, "owner": self._owner}
+        row["priority"] = spec.priority
         row["token_id"] = None if self._caller is None else self._caller.token_id
         inserted = connection.execute(insert(sweeps).returning(sweeps), row).mappings().one()
         if idempotency_key is not None:

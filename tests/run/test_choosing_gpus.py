@@ -15,7 +15,6 @@ from ray import tune
 from benchmarks.few_images import cut_few_images
 from care_sweep.client import Client
 from care_sweep.documents import parse
-from care_sweep.run import packing
 from care_sweep.run.packing import choose_gpus, heaviest, most_at_once
 from care_sweep.run.tuning import run_trials
 from care_sweep.settings import Settings
@@ -63,16 +62,6 @@ def test_the_heaviest_trial_of_a_space_is_timed() -> None:
     assert (config.precision, config.seed) == ("float32", 3)
 
 
-class Ray:
-    """A cluster of these nodes, of which nothing else is asked."""
-
-    def __init__(self, *nodes: dict[str, float]) -> None:
-        self._nodes = nodes
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return [{"Resources": node, "Alive": True} for node in self._nodes]
-
-
 @pytest.mark.parametrize(
     ("nodes", "changes", "expected"),
     [
@@ -85,26 +74,25 @@ class Ray:
 def test_nothing_is_timed_where_nothing_can_come_of_it(
     make_sweep: Callable[..., Sweep],
     settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
     nodes: list[dict[str, float]],
     changes: dict[str, Any],
     expected: float,
 ) -> None:
-    monkeypatch.setattr(packing, "ray", Ray(*nodes))
-    conductor = make_sweep(**changes).conduct()
-    assert choose_gpus(conductor, settings) == expected
-    assert conductor.gpus_noted is None
+    sweep = make_sweep(**changes)
+    assert choose_gpus(sweep.conduct(), settings, nodes) == expected
+    is_ours = "resources" not in changes
+    assert sweep.store.sweep(sweep.id).gpus_per_trial == (expected if is_ours else None)
+    assert all("gpus_per_trial" not in event.data for event in sweep.store.events(sweep.id))
 
 
 def test_what_was_chosen_is_told_and_chosen_again_by_the_next_driver(
-    make_sweep: Callable[..., Sweep], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    make_sweep: Callable[..., Sweep], settings: Settings
 ) -> None:
     sweep = make_sweep()
     sweep.conduct().note_gpus(0.25, "4 at once on a GPU")
     told = sweep.store.events(sweep.id)[-1]
     assert (told.kind, told.data["gpus_per_trial"], told.data["state"]) == ("sweep", 0.25, "RUNNING")
-    monkeypatch.setattr(packing, "ray", Ray(NODE))
-    assert choose_gpus(sweep.conduct(), settings) == 0.25
+    assert choose_gpus(sweep.conduct(), settings, [NODE]) == 0.25
 
 
 @pytest.mark.parametrize(("wanted", "then"), [("auto", 1.0), (0.25, 0.25)])

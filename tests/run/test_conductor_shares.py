@@ -76,3 +76,71 @@ def test_a_spent_quota_ends_a_sweep_as_a_spent_budget_does(make_sweep: Callable[
     assert conductor.next() is None
     assert conductor.cut_short == "quota spent"
     assert sweep.store.trial(sweep.id, 0).reason == "quota spent"
+
+
+def test_waiting_for_a_turn_spends_no_budget(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep(budget={"max_seconds": 100.0})
+    conductor = sweep.conduct()
+    sweep.clock.now += 1000
+    conductor.look()
+    assert not conductor.is_out_of_budget
+    trial = next_of(conductor)
+    sweep.clock.now += 60
+    assert not measure(conductor, trial, 1, 0.5)
+    assert 60 <= conductor.seconds < 61
+    sweep.clock.now += 50
+    assert measure(conductor, trial, 2, 0.5)
+    assert conductor.cut_short == "budget spent"
+
+
+def test_what_was_cut_short_is_known_to_the_next_driver(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep(budget={"max_seconds": 10.0}, num_trials=1)
+    conductor = sweep.conduct()
+    trial = next_of(conductor)
+    sweep.clock.now += 11
+    assert measure(conductor, trial, 1, 0.5)
+    sweep.lease.release()
+    assert sweep.conduct().cut_short == "budget spent"
+
+
+def test_the_storages_trouble_is_told_before_a_wait(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+
+    def message() -> str | None:
+        return sweep.store.sweep(sweep.id).message
+
+    trial = next_of(conductor)
+    conductor.interrupted(trial.number, trial.attempt, "no room")
+    conductor.explain("waiting for its turn")
+    assert (message(), conductor.is_held_up) == ("no room", True)
+    conductor.explain(None)
+    assert message() == "no room"
+    conductor.explain("waiting for its turn")
+    sweep.clock.now += 5
+    again = next_of(conductor)
+    measure(conductor, again, 1, 0.5)
+    assert (message(), conductor.is_held_up) == ("waiting for its turn", False)
+
+
+def test_what_an_earlier_driver_said_is_taken_back(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    sweep.conduct().explain("waiting for its turn")
+    sweep.lease.release()
+    conductor = sweep.conduct()
+    conductor.explain(None)
+    assert sweep.store.sweep(sweep.id).message is None
+
+
+def test_a_trial_that_holds_more_than_its_share_of_a_gpu_costs_more(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep()
+    conductor = sweep.conduct()
+    conductor.gpus_per_trial = 0.25
+    conductor.share = Share(num_trials=4, cost=0.25)
+    trial = next_of(conductor)
+    conductor.lost(trial.number, trial.attempt, "it wants 9 GiB", reason="out of memory")
+    sweep.clock.now += 10
+    again = next_of(conductor)
+    assert again.gpus == 1.0
+    measure(conductor, again, 1, 0.5)
+    assert sweep.store.sweep(sweep.id).share_seconds == 1.0

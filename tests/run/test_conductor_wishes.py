@@ -134,5 +134,6 @@ def test_seconds_without_a_driver_are_not_spent(make_sweep: Callable[..., Sweep]
     sweep.clock.now += 3600
     conductor = sweep.conduct()
     assert not conductor.is_out_of_budget
+    next_of(conductor)
     sweep.clock.now += 20
     assert conductor.is_out_of_budget

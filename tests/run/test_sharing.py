@@ -136,9 +136,15 @@ def test_every_division_fits_and_leaves_nothing_that_somebody_could_use(
 
 
 def _over_time(
-    num_slots: int, priorities: Sequence[float], begins: Sequence[float], *, epoch: float, end: float
+    num_cpus: int,
+    priorities: Sequence[float],
+    *,
+    sizes: Sequence[int] = (1, 1, 1, 1),
+    begins: Sequence[float] = (0, 0, 0, 0),
+    epoch: float = 20,
+    end: float = 7200,
 ) -> list[float]:
-    """Trial seconds of each sweep where all follow the division at their trials' reports; seeded."""
+    """CPU seconds of each sweep, its trials of so many CPUs, where all follow the division; seeded."""
     chance = random.Random(0)  # noqa: S311
     sweeps = range(len(priorities))
     had, used = [0.0] * len(sweeps), [0.0] * len(sweeps)
@@ -146,9 +152,15 @@ def _over_time(
     for now in range(int(end)):
         there = [i for i in sweeps if begins[i] <= now]
         shares = divide(
-            [{"CPU": float(num_slots)}],
+            [{"CPU": float(num_cpus)}],
             [
-                demand(str(i), priority=priorities[i], num_running=len(reports[i]), share_seconds=had[i])
+                demand(
+                    str(i),
+                    priority=priorities[i],
+                    cpus_per_trial=sizes[i],
+                    num_running=len(reports[i]),
+                    share_seconds=had[i],
+                )
                 for i in there
             ],
         )
@@ -156,21 +168,52 @@ def _over_time(
             share = shares[str(i)]
             for _ in [report for report in reports[i] if report <= now]:
                 reports[i].remove(min(reports[i]))
-                used[i] += epoch
+                used[i] += sizes[i] * epoch
                 had[i] = max(had[i], share.least) + epoch * share.cost
                 if len(reports[i]) < share.num_trials:
                     reports[i].append(now + epoch * chance.uniform(0.9, 1.1))
-            while len(reports[i]) < share.num_trials and sum(map(len, reports)) < num_slots:
+        for i in there:
+            while len(reports[i]) < shares[str(i)].num_trials:
+                taken = sum(size * len(running) for size, running in zip(sizes, reports, strict=False))
+                if taken + sizes[i] > num_cpus:
+                    break
                 reports[i].append(now + epoch * chance.uniform(0.9, 1.1))
     return used
 
 
-@pytest.mark.parametrize("num_slots", [1, 2, 3, 4, 7])
-def test_over_time_each_has_its_part_whatever_the_number_of_trials(num_slots: int) -> None:
-    used = _over_time(num_slots, [1, 3], [0, 0], epoch=20, end=7200)
+@pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 7])
+def test_over_time_each_has_its_part_whatever_the_number_of_trials(num_cpus: int) -> None:
+    used = _over_time(num_cpus, [1, 3])
     assert used[0] / sum(used) == pytest.approx(1 / 4, rel=0.1)
 
 
+@pytest.mark.parametrize("sizes", [(1, 4), (4, 1), (1, 3), (3, 4)])
+def test_over_time_a_trial_as_large_as_the_cluster_has_its_part_too(sizes: tuple[int, int]) -> None:
+    used = _over_time(4, [1, 1], sizes=sizes, end=14400)
+    assert min(used) / sum(used) > 0.4, "of what could be used"
+
+
+def test_over_time_none_of_many_is_left_out_beside_a_large_one() -> None:
+    used = _over_time(4, [1, 1, 1, 1], sizes=(1, 1, 1, 2), end=14400)
+    assert min(used) / sum(used) > 0.2, used
+
+
 def test_a_sweep_that_comes_late_has_half_of_one_trial_from_then_on() -> None:
-    used = _over_time(1, [1, 1], [0, 3600], epoch=20, end=7200)
+    used = _over_time(1, [1, 1], begins=[0, 3600])
     assert used[1] / 3600 == pytest.approx(1 / 2, rel=0.1)
+
+
+def test_a_debt_does_not_grow_old() -> None:
+    """A sweep that could not run for hours does not have the cluster for hours then."""
+    poor, rich = demand("a", share_seconds=5.0), demand("b", num_running=1, share_seconds=36_000.0)
+    share = divide([{"CPU": 1.0}], [poor, rich])["a"]
+    assert share.num_trials == 1
+    assert share.least == pytest.approx(36_000 - 10 * TURN_SECONDS)
+
+
+def test_a_part_of_a_gpu_does_not_span_two() -> None:
+    node = {"CPU": 16.0, "GPU": 4.0}
+    assert trials([node], demand("a", gpus_per_trial=0.6)) == [4]
+    assert trials([node], demand("a", gpus_per_trial=2.0)) == [2]
+    halves, wholes = demand("a", gpus_per_trial=0.5), demand("b", gpus_per_trial=1.0)
+    assert trials([node], halves, wholes) == [4, 2]

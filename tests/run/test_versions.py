@@ -1,6 +1,7 @@
 """A sweep waits, and says why, while a node has other code than its driver."""
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import pytest
 from conducting import Sweep
@@ -25,11 +26,11 @@ def test_a_sweep_says_what_it_waits_for_until_it_is_mended(
     own = versions.version("care-sweep")
     messages: list[str | None] = []
     answers: list[Mapping[str, str | None]] = [{"a": own, "b": None}, {"a": own, "b": "0.0.1"}, {"a": own}]
-    monkeypatch.setattr(versions, "_versions_elsewhere", lambda: answers.pop(0))
+    monkeypatch.setattr(versions, "_versions_elsewhere", lambda _: answers.pop(0))
     monkeypatch.setattr(
         versions.time, "sleep", lambda _: messages.append(sweep.store.sweep(sweep.id).message)
     )
-    versions.await_same_version(conductor)
+    versions.await_same_version(conductor, SimpleNamespace(staying=list))
     assert [message and message.partition("but ")[2].partition(";")[0] for message in messages] == [
         "b has none",
         "b has 0.0.1",

@@ -78,6 +78,7 @@ ENDS = tuple(state for state in TrialState if state.is_terminal)
 LEASE_WRITES: Mapping[str, Callable[[Lease], object]] = {
     "renew": lambda lease: lease.renew(),
     "explain": lambda lease: lease.explain("there is no room"),
+    "ready": lambda lease: lease.ready(True),
     "note_gpus": lambda lease: lease.note_gpus(0.25, "four fit"),
     "start_attempt": lambda lease: lease.start_attempt(9, 1, PARAMETERS, is_baseline=False),
     "start_attempt again": lambda lease: lease.start_attempt(1, 2, PARAMETERS, is_baseline=False),

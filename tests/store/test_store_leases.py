@@ -56,6 +56,7 @@ def test_two_claimers_never_both_win(store: Store, other_store: Store) -> None:
 TOLD = {
     "renew": [],
     "explain": [("sweep", None, "RUNNING")],
+    "ready": [],
     "note_gpus": [("sweep", None, "RUNNING")],
     "start_attempt": [("trial", 9, "RUNNING")],
     "start_attempt again": [("trial", 1, "RUNNING")],

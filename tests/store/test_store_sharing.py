@@ -7,7 +7,7 @@ from situations import PARAMETERS, claimed, in_the_middle, measurement, spec, to
 
 from care_sweep.errors import QuotaExceeded
 from care_sweep.spec import SweepSpec
-from care_sweep.store import Caller, DemandRecord, Quota, Scope, Store
+from care_sweep.store import Caller, DemandRecord, Lease, Quota, Scope, Store
 
 WANTED = {"priority": 1.0, "cpus_per_trial": 1, "gpus_per_trial": None, "share_seconds": 0.0}
 NO_QUOTA = {"token_id": None, "max_concurrent_trials": None, "is_quota_spent": False}
@@ -22,16 +22,30 @@ def more(document: SweepSpec) -> SweepSpec:
     return document.model_copy(update={"num_trials": 40})
 
 
+def ready(lease: Lease) -> Lease:
+    lease.ready(True)
+    return lease
+
+
 def test_a_driven_sweep_wants_what_is_left_of_it(store: Store) -> None:
-    lease = in_the_middle(store)  # of 4 trials one runs, one waits
+    lease = ready(in_the_middle(store))  # of 4 trials one runs, one waits
     store.submit(spec())  # waits
     assert store.demands() == [
         DemandRecord(id=lease.sweep_id, num_wanted=2, num_running=1, **WANTED, **NO_QUOTA)
     ]
 
 
+def test_a_sweep_whose_driver_cannot_begin_trials_wants_what_runs(store: Store) -> None:
+    lease = in_the_middle(store)
+    assert [one.num_wanted for one in store.demands()] == [1]
+    ready(lease)
+    lease.release()
+    store.claim(store.sweep(lease.sweep_id), "another")
+    assert [one.num_wanted for one in store.demands()] == [0]
+
+
 def test_a_sweep_that_drains_wants_no_new_trial(store: Store) -> None:
-    lease = claimed(store)
+    lease = ready(claimed(store))
     lease.start_attempt(0, 1, PARAMETERS, is_baseline=True)
     assert [one.num_wanted for one in store.demands()] == [4]
     store.control.stop(lease.sweep_id)
@@ -40,7 +54,9 @@ def test_a_sweep_that_drains_wants_no_new_trial(store: Store) -> None:
 
 def test_a_sweep_wants_no_more_than_it_may_run_at_once(store: Store) -> None:
     limited = spec().model_copy(update={"max_concurrent_trials": 3, "priority": 2.5})
-    store.claim(store.submit(limited)[0], "runner")
+    lease = store.claim(store.submit(limited)[0], "runner")
+    assert lease is not None
+    ready(lease)
     assert [(one.num_wanted, one.priority) for one in store.demands()] == [(3, 2.5)]
 
 
@@ -62,18 +78,12 @@ def test_what_a_sweep_has_had_is_counted_from_what_it_is_taken_to_have_had(store
         assert [one.share_seconds for one in store.demands()] == [had]
 
 
-def test_a_sweep_that_waited_for_a_runner_begins_anew(store: Store) -> None:
-    """Else one that was paused for a day would have the cluster for a day."""
-    lease = claimed(store)
-    lease.start_attempt(0, 1, PARAMETERS, is_baseline=False)
-    lease.record(0, 1, measurement(1), share_seconds=2.0)
-    lease.release()
-    store.claim(store.sweep(lease.sweep_id), "another")
-    assert [one.share_seconds for one in store.demands()] == [2.0], "its driver was lost: it waited for none"
-    store.control.pause(lease.sweep_id)
-    store.control.resume(lease.sweep_id)
-    store.claim(store.sweep(lease.sweep_id), "another")
-    assert [one.share_seconds for one in store.demands()] == [0.0]
+def test_priority_decides_who_gets_a_driver_first(store: Store) -> None:
+    first, second = store.submit(spec())[0].id, store.submit(spec())[0].id
+    third = store.submit(spec().model_copy(update={"priority": 2.0}))[0].id
+    assert [hold.id for hold in store.queued(limit=10)] == [third, first, second]
+    store.control.extend(second, lambda document: document.model_copy(update={"priority": 3.0}))
+    assert [hold.id for hold in store.queued(limit=2)] == [second, third]
 
 
 def test_a_token_has_no_more_sweeps_at_once_than_its_quota(store: Store) -> None:
@@ -108,6 +118,17 @@ def test_an_ended_sweep_does_not_go_on_past_the_quota(store: Store) -> None:
     alice.submit(spec())
     with pytest.raises(QuotaExceeded):
         alice.control.extend(ended.id, more)
+
+
+def test_an_ended_sweep_counts_for_whose_token_lets_it_go_on(store: Store) -> None:
+    """Else its first token's spent quota would end it again at once, and the second's would be none."""
+    first, second = caller(store, max_gpu_hours=0.5), caller(store, max_sweeps=1)
+    sweep, _ = store.seen_by(first).submit(spec())
+    store.seen_by(first).control.stop(sweep.id)
+    store.seen_by(second).control.extend(sweep.id, more)
+    assert store.sweep(sweep.id).token_id == second.token_id
+    with pytest.raises(QuotaExceeded):
+        store.seen_by(second).submit(spec())
 
 
 def test_gpu_hours_count_for_the_token_though_the_sweep_is_deleted(store: Store) -> None:

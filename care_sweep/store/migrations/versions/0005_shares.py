@@ -16,6 +16,8 @@ def upgrade() -> None:
     op.add_column("sweeps", sa.Column("token_id", sa.String(12)))
     op.add_column("sweeps", sa.Column("gpus_per_trial", sa.Float))
     op.add_column("sweeps", sa.Column("share_seconds", sa.Float, nullable=False, server_default="0"))
+    op.add_column("sweeps", sa.Column("priority", sa.Float, nullable=False, server_default="1"))
+    op.add_column("sweeps", sa.Column("is_ready", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("tokens", sa.Column("max_sweeps", sa.Integer))
     op.add_column("tokens", sa.Column("max_concurrent_trials", sa.Integer))
     op.add_column("tokens", sa.Column("max_gpu_hours", sa.Float))

@@ -28,6 +28,8 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
             sweeps.c.spec,
             sweeps.c.gpus_per_trial,
             sweeps.c.share_seconds,
+            sweeps.c.priority,
+            sweeps.c.is_ready,
             sweeps.c.token_id,
             tokens.c.max_concurrent_trials,
             (tokens.c.gpu_seconds >= 3600 * tokens.c.max_gpu_hours).label("is_quota_spent"),
@@ -41,18 +43,20 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
     for row in rows:
         spec, of_state = row.spec, counts[row.id]
         resources = spec["resources"]
-        num_open = sum(of_state.get(state, 0) for state in OPEN_STATES)
-        num_begun = sum(of_state.values())
-        num_left = 0 if row.state == SweepState.STOPPING else max(0, spec["num_trials"] - num_begun)
+        num_running = of_state.get(TrialState.RUNNING, 0)
+        num_left = 0 if row.state == SweepState.STOPPING else spec["num_trials"] - sum(of_state.values())
+        num_wanted = sum(of_state.get(state, 0) for state in OPEN_STATES) + max(0, num_left)
+        if not row.is_ready:
+            num_wanted = num_running
         gpus = row.gpus_per_trial if resources["gpus_per_trial"] == "auto" else resources["gpus_per_trial"]
         found.append(
             DemandRecord(
                 id=row.id,
-                priority=spec.get("priority", 1.0),  # absent in what was submitted before there were any
+                priority=row.priority,
                 cpus_per_trial=resources["cpus_per_trial"],
                 gpus_per_trial=gpus,
-                num_wanted=min(num_open + num_left, spec["max_concurrent_trials"] or num_open + num_left),
-                num_running=of_state.get(TrialState.RUNNING, 0),
+                num_wanted=min(num_wanted, spec["max_concurrent_trials"] or num_wanted),
+                num_running=num_running,
                 share_seconds=row.share_seconds,
                 token_id=row.token_id,
                 max_concurrent_trials=row.max_concurrent_trials,
