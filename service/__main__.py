@@ -61,8 +61,8 @@ def main() -> int:
     arguments = parser.parse_args()
     begin_logging("%(asctime)s %(levelname)s %(name)s: %(message)s")
     allow_many()
-    settings = Settings.from_environment()
     try:
+        settings = Settings.from_environment()
         listening = listen(arguments.host, arguments.port)
         store = Store(open_database(settings.database_url, answer_seconds=_ANSWER_SECONDS))
         address = listening.getsockname()[0]

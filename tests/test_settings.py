@@ -1,5 +1,8 @@
 """Settings come from the environment they are given, with everything of a local instance below its home."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,14 @@ def test_prefixes_of_object_stores_are_data_roots_too() -> None:
     )
     with pytest.raises(InvalidDocument, match="CARE_SWEEP_DATA_ROOTS"):
         Settings.from_environment({"CARE_SWEEP_DATA_ROOTS": "/a:https://images"})
+
+
+@pytest.mark.parametrize("module", ["service", "care_sweep.run.runner"])
+def test_a_process_says_in_one_line_which_setting_it_cannot_use(module: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "CARE_SWEEP_HOME": str(tmp_path), "CARE_SWEEP_MAX_ACTIVE_SWEEPS": "many"}
+    ran = subprocess.run(
+        [sys.executable, "-m", module], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode > 0
+    (line,) = ran.stderr.splitlines()
+    assert "CARE_SWEEP_MAX_ACTIVE_SWEEPS: must be how many" in line

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
-from care_sweep.errors import ClusterExposed, DatabaseUnavailable, LeaseLost, StorageError
+from care_sweep.errors import ClusterExposed, DatabaseUnavailable, InvalidDocument, LeaseLost, StorageError
 from care_sweep.layout import discard_all, discard_training_states, sweep_prefix
 from care_sweep.log_lines import begin_logging
 from care_sweep.run.cluster import await_cluster, connect, describe
@@ -297,9 +297,16 @@ def _last_line(log: Path) -> str:
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT. The exit status: 2 where no Ray cluster is given, or an exposed one."""
+    """Run until SIGTERM or SIGINT.
+
+    The exit status: 2 where a setting cannot be used, or no Ray cluster is given, or an exposed one.
+    """
     begin_logging("%(asctime)s %(levelname)s %(message)s")
-    settings = Settings.from_environment()
+    try:
+        settings = Settings.from_environment()
+    except InvalidDocument as error:
+        _LOG.error("%s", error)
+        return 2
     if settings.ray_address is None:
         _LOG.error("RAY_ADDRESS is not set: `care-sweep serve` starts a local Ray and sets it")
         return 2
