@@ -215,11 +215,15 @@ class Conductor:
         return self._num_ended
 
     @property
-    def has_room(self) -> bool:
-        """One more trial may run, as far as the cluster and the sweep's own limit go."""
+    def most_at_once(self) -> int:
+        """Trials, as far as the cluster and the sweep's own limit go."""
         limit = self.spec.max_concurrent_trials
-        most = self.share.num_trials if limit is None else min(limit, self.share.num_trials)
-        return self.num_running < most
+        return self.share.num_trials if limit is None else min(limit, self.share.num_trials)
+
+    @property
+    def has_room(self) -> bool:
+        """One more trial may run."""
+        return self.num_running < self.most_at_once
 
     def demands(self) -> Sequence[DemandRecord] | None:
         """What all active sweeps want, of which this is one; None while nobody can tell."""

@@ -110,9 +110,12 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
         self._allotment.look()
         if self._conductor.is_finished:
             return Searcher.FINISHED
-        can_run = self._conductor.has_room or self._conductor.is_out_of_budget  # `next` gives up what waits
-        if not can_run:
-            has_share = self._conductor.share.num_trials or self._conductor.num_running
+        # Trials that have ended but not in Tune yet count: else it asks Ray for a place for the next one
+        # and, as their worker becomes free, takes that back. Where both come at once, Ray 2.60 keeps the
+        # place for ever.
+        can_run = len(self._assignments) < self._conductor.most_at_once
+        if not can_run and not self._conductor.is_out_of_budget:  # `next` gives up what waits
+            has_share = self._conductor.share.num_trials or self._assignments
             return None if has_share else Searcher.FINISHED
         assignment = self._conductor.next()
         if assignment is None:
