@@ -160,7 +160,8 @@ def test_a_sweep_shares_a_gpu_as_it_was_timed(tmp_path: Path) -> None:
         seconds = sum(client.measurements(sweep_id, number)[0]["seconds"] for number in range(2))
     assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 2})
     (noted,) = [data for data in told if "gpus_per_trial" in data]
-    assert re.search(r"images/s of so many trials 1: [\d.]+, 2: [\d.]+;", noted["message"])
+    more = r"(, 2: [\d.]+)?"  # where the machine has memory for two
+    assert re.search(rf"images/s of so many trials 1: [\d.]+{more};", noted["message"])
     assert noted["gpus_per_trial"] in (0.5, 1.0)
     assert ended["spent"]["gpu_hours"] * 3600 == pytest.approx(noted["gpus_per_trial"] * seconds)
     assert ended["message"] is None
