@@ -60,7 +60,8 @@ def _chosen(values: Mapping[str, Any] | None) -> dict[str, Any]:
     chosen = {}
     for name, value in (values or {}).items():
         number = crc32(repr(value).encode())
-        chosen[name] = KNOWN[name][number // 3 % len(KNOWN[name])] if number % 3 else value
+        known = KNOWN.get(name, [value])
+        chosen[name] = known[number // 3 % len(known)] if number % 3 else value
     return chosen
 
 
