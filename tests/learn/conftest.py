@@ -45,7 +45,7 @@ def tiny(mini: Dataset) -> Dataset:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> TrialConfig:
     return TrialConfig(
         dataset="tiny",

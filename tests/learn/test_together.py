@@ -97,24 +97,8 @@ def test_a_process_that_hangs_is_given_up(every_way: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def told() -> TrialConfig:
-    return TrialConfig(
-        dataset="tiny",
-        encoder="resnet_tiny",
-        epochs=3,
-        batch_size=32,
-        num_splits=4,
-        equivariance_weight=0.5,
-        schedule="cosine",
-        warmup_epochs=1,
-        knn_neighbors=5,
-        probe_epochs=2,
-    )
-
-
-@pytest.fixture(scope="module")
 def whole(
-    told: TrialConfig, tiny: Dataset, tmp_path_factory: pytest.TempPathFactory
+    config: TrialConfig, tiny: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Measurement], Path]:
     """A trial of two ranks, and where its states after each epoch are kept."""
     directory, kept = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("kept")
@@ -123,7 +107,7 @@ def whole(
         state = directory / f"state-{measurement.epoch:05d}.pt"
         shutil.copy(state, kept / f"after-{measurement.epoch}")
 
-    measurements = run(told, tiny, directory, num_devices=2, then=keep)
+    measurements = run(config, tiny, directory, num_devices=2, then=keep)
     assert sorted(path.name for path in directory.iterdir()) == [
         "checkpoint.tar",
         "state-00002.pt",
@@ -133,10 +117,10 @@ def whole(
 
 
 def test_a_trial_of_two_is_the_trial_of_one(
-    whole: tuple[list[Measurement], Path], told: TrialConfig, tiny: Dataset, tmp_path: Path
+    whole: tuple[list[Measurement], Path], config: TrialConfig, tiny: Dataset, tmp_path: Path
 ) -> None:
     """To float32's rounding in its first steps, which later ones amplify."""
-    alone, (measurements, _) = run(told, tiny, tmp_path), whole
+    alone, (measurements, _) = run(config, tiny, tmp_path), whole
     assert [set(m.metrics) for m in measurements] == [set(m.metrics) for m in alone]
     for name in ("train_loss", "train_info_nce", "train_equivariance"):
         found, expected = ([m.metrics[name] for m in trial] for trial in (measurements, alone))
@@ -145,17 +129,17 @@ def test_a_trial_of_two_is_the_trial_of_one(
 
 
 def test_a_state_of_two_goes_on_with_one(
-    whole: tuple[list[Measurement], Path], told: TrialConfig, tiny: Dataset, tmp_path: Path
+    whole: tuple[list[Measurement], Path], config: TrialConfig, tiny: Dataset, tmp_path: Path
 ) -> None:
     measurements, kept = whole
-    (last,) = run(told, tiny, tmp_path, resume_from=kept / "after-2")
+    (last,) = run(config, tiny, tmp_path, resume_from=kept / "after-2")
     assert last.metrics["train_loss"] == pytest.approx(measurements[-1].metrics["train_loss"], rel=1e-2)
 
 
 @pytest.mark.slow
 def test_a_trial_of_two_goes_on_to_the_bit_until_one_is_killed(
     whole: tuple[list[Measurement], Path],
-    told: TrialConfig,
+    config: TrialConfig,
     tiny: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -174,7 +158,7 @@ def test_a_trial_of_two_goes_on_to_the_bit_until_one_is_killed(
 
     monkeypatch.setattr(Ranks, "average", average_then_kill)
     with pytest.raises(RankLost, match="the process of rank 1 of 2 has died"):
-        run(told, tiny, tmp_path, num_devices=2, resume_from=whole[1] / "after-1", then=reported.append)
+        run(config, tiny, tmp_path, num_devices=2, resume_from=whole[1] / "after-1", then=reported.append)
     assert num_steps == 5
     assert trace(reported) == trace(whole[0])[1:2]
     assert (tmp_path / "state-00002.pt").read_bytes() == (whole[1] / "after-2").read_bytes()
