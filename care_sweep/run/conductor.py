@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from care_sweep.errors import DatabaseUnavailable, StorageError
+from care_sweep.errors import DatabaseUnavailable
 from care_sweep.layout import discard_training_states, trial_prefix
+from care_sweep.run.keeping import KeptCheckpoints
 from care_sweep.run.sharing import UNSHARED
+from care_sweep.run.spending import SPENT, Spending
 from care_sweep.search.asha import SuccessiveHalving
-from care_sweep.search.retention import CompleteTrial, surplus
+from care_sweep.search.retention import CompleteTrial
 from care_sweep.search.study import Study
 from care_sweep.spec import (
     CheckpointReference,
@@ -48,9 +50,6 @@ _OUT_OF_MEMORY = "out of memory"
 _NODE_DRAINED = "node drained"
 _LOSSES = (_WORKER_LOST, _OUT_OF_MEMORY)
 _STOPPED = "stopped"
-_BUDGET_SPENT = "budget spent"
-_QUOTA_SPENT = "quota spent"
-_SPENT = (_BUDGET_SPENT, _QUOTA_SPENT)
 
 _COLLAPSED = "collapsed"
 """A worker's reason that makes a trial INFEASIBLE: its point breaks a constraint, and nothing went wrong."""
@@ -114,18 +113,16 @@ class Conductor:
         self._lease = lease
         self._storage = storage
         self._clock = clock
-        self._seconds_before, self._seconds, self._ticked_at = sweep.active_seconds, 0.0, clock()
+        self._spending = Spending(sweep.active_seconds, sweep.gpu_seconds, clock)
         self._said = sweep.message
         self._waits_for: str | None = None
         self._trouble: str | None = None
-        self._gpu_seconds = sweep.gpu_seconds
         self._search_seconds = 0.0  # that are not stored yet
         self.revision, self._looked_at = 0, -math.inf
         self._state = sweep.state
         self._enqueued: dict[int, Mapping[str, Scalar]] = {}
         self._stop_requested: frozenset[int] = frozenset()
-        self._num_checkpoints_kept = num_checkpoints_kept
-        self._with_checkpoint: dict[int, CompleteTrial] = {}
+        self._checkpoints = KeptCheckpoints(lease, storage, num_checkpoints_kept)
         self._study = Study(self.spec.space, self.spec.seed)
         stopping = self.spec.early_stopping
         self._halving = SuccessiveHalving(stopping, self.spec.epochs) if stopping else None
@@ -134,12 +131,12 @@ class Conductor:
         self._num_started = 0
         self._num_ended = 0
         self._cut: str | None = None
-        self._is_quota_spent = False
+        self._was_cut: str | None = None  # with an earlier driver
         self._is_handing_over = False
         self._pause_seconds = 0.0
         self._paused_until = clock()
         self._replay(store)
-        self._drop_surplus_checkpoints()
+        self._checkpoints.drop_surplus()
         self.look()
 
     # --- what to do next ---
@@ -173,17 +170,8 @@ class Conductor:
 
     @property
     def spent(self) -> str | None:
-        """Which may have no more: "budget spent" or, of the token that submitted it, "quota spent"."""
-        if self._is_quota_spent:
-            return _QUOTA_SPENT
-        budget = self.spec.budget
-        if budget is None:
-            return None
-        seconds = self._seconds_before + self.seconds
-        is_spent = (budget.max_seconds is not None and seconds >= budget.max_seconds) or (
-            budget.max_gpu_hours is not None and self._gpu_seconds >= 3600 * budget.max_gpu_hours
-        )
-        return _BUDGET_SPENT if is_spent else None
+        """Why it may have no more, if so: its budget or the quota of its token."""
+        return self._spending.why_no_more(self.spec.budget)
 
     @property
     def is_out_of_budget(self) -> bool:
@@ -193,12 +181,13 @@ class Conductor:
     def cut_short(self) -> str | None:
         """What was spent before all trials had run."""
         left_out = self._num_started < self.spec.num_trials and not self.is_draining
-        return self._cut or (self.spent if left_out else None)
+        was_cut = None if self._num_ended else self._was_cut  # else it went on with more
+        return self._cut or was_cut or (self.spent if left_out else None)
 
     @property
     def seconds(self) -> float:
         """In which this conductor had trials run: neither waiting nor pauses count."""
-        return self._seconds + (self._clock() - self._ticked_at if self.num_running else 0.0)
+        return self._spending.seconds
 
     @property
     def is_held_up(self) -> bool:
@@ -231,7 +220,8 @@ class Conductor:
             found = self._store.demands()
         except DatabaseUnavailable:
             return None
-        self._is_quota_spent = any(one.is_quota_spent for one in found if one.id == self._lease.sweep_id)
+        ours = [one for one in found if one.id == self.sweep_id]
+        self._spending.is_quota_spent = any(one.is_quota_spent for one in ours)
         return found
 
     def hand_over(self) -> None:
@@ -240,7 +230,7 @@ class Conductor:
 
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
-        self._tick()
+        self._spending.tick(is_running=self.num_running > 0)
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
@@ -282,12 +272,12 @@ class Conductor:
 
     def placed(self, number: int, attempt: int, place: Place) -> None:
         """Store where an attempt runs, so that it is found in Ray's dashboard while it does."""
-        if self._is_current(number, attempt):
+        if self.runs(number, attempt):
             self._lease.place_attempt(number, attempt, place)
 
     def measured(self, number: int, attempt: int, measurement: Measurement) -> bool:
         """Store what an epoch reported. True when the trial ends here and its worker must stop."""
-        if not self._is_current(number, attempt):
+        if not self.runs(number, attempt):
             return True
         self.look()
         trial = self._open[number]
@@ -302,11 +292,11 @@ class Conductor:
         if state is not None:
             self._close(number, state, final)
             self._note_checkpoint(number, final, trial.is_baseline, measurement.checkpoint)
-            self._drop_surplus_checkpoints()
+            self._checkpoints.drop_surplus()
         elif interruption := self._interruption():
             self._lease.interrupt_trial(number, reason=interruption)
             self._again.append(number)
-        return not self._is_current(number, attempt)
+        return not self.runs(number, attempt)
 
     def failed(
         self,
@@ -321,7 +311,7 @@ class Conductor:
 
         What was measured at that is stored first, so that the search learns of a point it must avoid.
         """
-        if not self._is_current(number, attempt):
+        if not self.runs(number, attempt):
             return
         trial = self._open[number]
         if measurement is not None and measurement.epoch > trial.last_epoch:
@@ -337,7 +327,7 @@ class Conductor:
 
     def lost(self, number: int, attempt: int, message: str, *, reason: str = _WORKER_LOST) -> None:
         """The attempt ended, and not by the trial's fault: again after a while, up to MAX_LOSSES."""
-        if not self._is_current(number, attempt):
+        if not self.runs(number, attempt):
             return
         trial = self._open[number]
         trial.num_losses += 1
@@ -351,17 +341,18 @@ class Conductor:
 
     def runs(self, number: int, attempt: int) -> bool:
         """Whether nothing has been heard yet of how this attempt ended."""
-        return self._is_current(number, attempt)
+        waits = number in self._again
+        return number in self._open and self._open[number].attempt == attempt and not waits
 
     def displaced(self, number: int, attempt: int, message: str) -> None:
         """The attempt's node was taken away, as somebody meant it to be: again at once, and no loss."""
-        if self._is_current(number, attempt):
+        if self.runs(number, attempt):
             self._lease.interrupt_trial(number, reason=_NODE_DRAINED, message=message)
             self._again.append(number)
 
     def interrupted(self, number: int, attempt: int, message: str) -> None:
         """The storage took no more: the sweep says so, pauses and tries again; the trial loses nothing."""
-        if not self._is_current(number, attempt):
+        if not self.runs(number, attempt):
             return
         self._lease.interrupt_trial(number, reason="storage", message=message)
         self._again.append(number)
@@ -413,7 +404,7 @@ class Conductor:
             share_seconds=measurement.seconds * self.share.cost * times_larger,
             least_share_seconds=self.share.least,
         )
-        self._gpu_seconds += gpu_seconds
+        self._spending.gpu_seconds += gpu_seconds
 
     def _interruption(self) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
@@ -434,10 +425,6 @@ class Conductor:
             self._lease.explain(said)
             self._said = said
 
-    def _tick(self) -> None:
-        """Count the time since the last look."""
-        self._seconds, self._ticked_at = self.seconds, self._clock()
-
     def _start_new(self) -> Assignment:
         number = self._num_started
         baselines, point = self.spec.space.baselines, None
@@ -456,6 +443,7 @@ class Conductor:
 
     def _start(self, number: int, *, enqueued_as: int | None = None) -> Assignment:
         trial = self._open[number]
+        self._spending.tick(is_running=True)
         self._lease.start_attempt(
             number,
             trial.attempt,
@@ -533,20 +521,7 @@ class Conductor:
     ) -> None:
         if value is not None and checkpoint is not None:
             key = f"{self._trial_prefix(number)}/{checkpoint.name}"
-            self._with_checkpoint[number] = CompleteTrial(number, value, is_baseline, key)
-
-    def _drop_surplus_checkpoints(self) -> None:
-        """The rows first: none may name what is gone. What cannot be deleted goes when a runner tidies up."""
-        found = surplus(self._with_checkpoint.values(), self._num_checkpoints_kept)
-        if not found:
-            return
-        self._lease.forget_checkpoints([trial.number for trial in found])
-        for trial in found:
-            del self._with_checkpoint[trial.number]
-        try:
-            self._storage.delete([trial.key for trial in found])
-        except StorageError as error:
-            _LOG.warning("%d checkpoints could not be deleted: %s", len(found), error)
+            self._checkpoints.add(CompleteTrial(number, value, is_baseline, key))
 
     def _give_up_waiting(self) -> None:
         self._cut = self.spent if self._again else self._cut
@@ -557,10 +532,6 @@ class Conductor:
 
     def _trial_prefix(self, number: int) -> str:
         return trial_prefix(self._lease.sweep_id, number)
-
-    def _is_current(self, number: int, attempt: int) -> bool:
-        waits = number in self._again
-        return number in self._open and self._open[number].attempt == attempt and not waits
 
     def _replay(self, store: Store) -> None:
         curves = store.curves(self._lease.sweep_id, self.spec.metric)
@@ -581,8 +552,8 @@ class Conductor:
             for epoch, value in sorted(curve.items()):
                 if self._halving is not None:
                     self._halving.refill(record.number, epoch, value)
-        if record.state is TrialState.CANCELLED and record.reason in _SPENT:
-            self._cut = record.reason
+        if record.state is TrialState.CANCELLED and record.reason in SPENT:
+            self._was_cut = record.reason
         if not record.state.is_terminal:
             self._open[record.number] = _OpenTrial(
                 record.parameters,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from conducting import EPOCHS, Sweep, measure, next_of, run, sweep_spec
 
 from care_sweep.run.sharing import UNSHARED, Share
-from care_sweep.spec import TrialState
+from care_sweep.spec import Budget, TrialState
 from care_sweep.store import Caller, Quota, Scope
 
 
@@ -101,6 +101,11 @@ def test_what_was_cut_short_is_known_to_the_next_driver(make_sweep: Callable[...
     assert measure(conductor, trial, 1, 0.5)
     sweep.lease.release()
     assert sweep.conduct().cut_short == "budget spent"
+    more = {"budget": Budget(max_seconds=1000.0), "num_trials": 2}
+    sweep.store.control.extend(sweep.id, lambda document: document.model_copy(update=more))
+    conductor = sweep.conduct()
+    run(conductor, next_of(conductor), 0.5)
+    assert (conductor.is_finished, conductor.cut_short) == (True, None), "it went on with more"
 
 
 def test_the_storages_trouble_is_told_before_a_wait(make_sweep: Callable[..., Sweep]) -> None:
