@@ -13,15 +13,12 @@ from care_sweep.spec import Measurement, Place, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
 from care_sweep.store.ending import add_event, close_attempt, end_sweep, end_trial, let_go, open_trial
 from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, tokens, trials
-from care_sweep.store.transitions import Move, states_before
+from care_sweep.store.transitions import HELD_STATES
 
 __all__ = ["Lease"]
 
 _P = ParamSpec("_P")
 _Write = Callable[Concatenate["Lease", _P], None]
-
-_HELD = states_before(Move.SUCCEED)
-"""The states in which a sweep has a holder."""
 
 _OTHER_WRITE_SECONDS = 1.0
 
@@ -300,7 +297,7 @@ class Lease:
             more = {name: sweeps.c[name] + amount for name, amount in spent.items() if amount}
             counter = connection.execute(
                 update(sweeps)
-                .where(held, sweeps.c.state.in_(_HELD), sweeps.c.lease_owner.is_not(None))
+                .where(held, sweeps.c.state.in_(HELD_STATES), sweeps.c.lease_owner.is_not(None))
                 .values(lease_counter=sweeps.c.lease_counter + 1, **more)
                 .returning(sweeps.c.lease_counter)
             ).scalar()

@@ -6,7 +6,7 @@ from enum import StrEnum
 from care_sweep.errors import Conflict
 from care_sweep.spec import SweepState
 
-__all__ = ["MOVES", "Move", "state_after", "states_before"]
+__all__ = ["HELD_STATES", "MOVES", "Move", "state_after", "states_before"]
 
 
 class Move(StrEnum):
@@ -91,3 +91,7 @@ def states_before(move: Move) -> list[SweepState]:
 def _in_words(states: list[SweepState]) -> str:
     *others, last = states
     return f"{', '.join(others)} or {last}" if others else last
+
+
+HELD_STATES = states_before(Move.SUCCEED)
+"""The states in which a sweep has a holder."""
