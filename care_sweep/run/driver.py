@@ -1,14 +1,15 @@
 """One sweep, from its claim to its end: the process `python -m care_sweep.run.driver`.
 
-One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended, paused or is
-handed over to a fresh driver, 3 when its lease was lost, and otherwise 1: the runner then starts another,
-which goes on from the store.
+One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended, paused, is
+handed over to a fresh driver or gave way to another sweep, as SIGUSR1 asks of it; 3 when its lease was lost,
+and otherwise 1: the runner then starts another, which goes on from the store.
 """
 
 import argparse
 import functools
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,8 +65,20 @@ def last_words(error: Exception) -> str:
 
 
 def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" = None) -> None:
-    """Run what is left of the sweep and store how it ended."""
+    """Run what is left of the sweep and store how it ended, unless asked to give way before.
+
+    Called from the main thread, where Python hears signals.
+    """
     conductor: Conductor | None = None
+    gives_way = False
+
+    def give_way(*_: object) -> None:
+        nonlocal gives_way
+        gives_way = True
+        if conductor is not None:
+            conductor.hand_over()
+
+    signal.signal(signal.SIGUSR1, give_way)
 
     def seconds() -> float:
         return 0.0 if conductor is None else conductor.seconds
@@ -82,9 +95,17 @@ def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" =
         conductor = outlast(
             lambda: conducting.Conductor(store, lease, storage, num_checkpoints_kept=num_kept)
         )
+        if gives_way:
+            conductor.hand_over()
         run_trials(conductor, settings, *([work] if work else []))
-    if conductor.is_paused or conductor.is_handing_over:
-        lease.release(reason="paused" if conductor.is_paused else "handed over")
+    if conductor.is_paused:
+        lease.release(reason="paused")
+        return
+    if gives_way:
+        lease.give_way()
+        return
+    if conductor.is_handing_over:
+        lease.release(reason="handed over")
         return
     try:
         _finish(store, lease, conductor)

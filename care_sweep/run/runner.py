@@ -48,16 +48,25 @@ _HANG_SECONDS = 60.0  # of a driver of one's own, whose process is there and may
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 5.0
 _KILL_SECONDS = 3.0
+_PLACE_SECONDS = 300.0
+"""A sweep is driven for so long at least before it gives its place to one that waits: each change costs the
+start of a driver and of its workers."""
+
+_FREE_PLACE_SECONDS = 5.0
+"""In this time another runner that has a place takes a waiting sweep."""
+
 _MAX_DEATHS = 4  # of a sweep's drivers in a row, with no measurement between them
 _LOG = logging.getLogger("care_sweep.runner")
 
 
 @dataclass
 class _Driver:
+    sweep: HoldRecord  # as last seen
     lease: Lease
     process: "subprocess.Popen[bytes]"
     log: Path
     log_key: str
+    since: float
 
 
 @dataclass
@@ -104,12 +113,14 @@ class Runner:
         self._observed: dict[str, _Observation] = {}
         self._deaths: dict[str, _Deaths] = {}
         self._left: deque[tuple[float, str]] = deque()
+        self._crowded_since: float | None = None
 
     def step(self) -> None:
         """Look once at every driver and every sweep that may need one.
 
         Sweeps that have lost their holder come before those that wait. One that may have is given time to
-        show itself, and its place is kept: else a new sweep would take it for as long as that runs.
+        show itself, and its place is kept. Where sweeps wait and no place is free, those that had theirs
+        longest are asked to give way.
         """
         for driver in list(self._drivers.values()):
             self._look_after(driver)
@@ -123,9 +134,12 @@ class Runner:
                 self._claim(sweep)
             elif doubt is not _Doubt.NONE:
                 num_doubtful += 1
-        num_free = self.settings.max_active_sweeps - len(self._drivers) - num_doubtful
-        for sweep in self.store.queued(limit=num_free) if num_free > 0 else ():
+        num_places = self.settings.max_active_sweeps
+        num_free = max(0, num_places - len(self._drivers) - num_doubtful)
+        waiting = self.store.queued(limit=num_places)
+        for sweep in waiting[:num_free]:
             self._claim(sweep)
+        self._make_room(len(waiting[num_free:]))
 
     def close(self) -> None:
         """End the drivers and let go of their sweeps, which go on when a runner claims them again."""
@@ -135,6 +149,25 @@ class Runner:
                 driver.lease.release()
             self._keep_log(driver)
         self._drivers.clear()
+
+    def _make_room(self, num_waiting: int) -> None:
+        """Ask as many drivers to give way: who had a place longest for its priority, and at least its time.
+
+        Each step asks anew, for the next report of a trial may be long in coming.
+        """
+        now = self.monotonic()
+        if not num_waiting:
+            self._crowded_since = None
+            return
+        if self._crowded_since is None:
+            self._crowded_since = now
+        if now - self._crowded_since < _FREE_PLACE_SECONDS:
+            return
+        running = [driver for driver in self._drivers.values() if driver.sweep.state is SweepState.RUNNING]
+        due = [driver for driver in running if now - driver.since >= _PLACE_SECONDS]
+        due.sort(key=lambda driver: (now - driver.since) / driver.sweep.priority, reverse=True)
+        for driver in due[:num_waiting]:
+            driver.process.send_signal(signal.SIGUSR1)
 
     def _has_room(self) -> bool:
         return len(self._drivers) < self.settings.max_active_sweeps
@@ -186,7 +219,7 @@ class Runner:
             process = subprocess.Popen(  # noqa: S603  (our own module; the id is ours)
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-        self._drivers[sweep.id] = _Driver(lease, process, log, log_key)
+        self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key, self.monotonic())
         _LOG.info("sweep %s is driven by process %d", sweep.id, process.pid)
 
     def _look_after(self, driver: _Driver) -> None:
@@ -196,6 +229,7 @@ class Runner:
             self._kill(driver)
             self._forget(driver)
             return
+        driver.sweep = sweep
         if status is None:
             if sweep.is_cancelled:
                 self._cancel(driver)

@@ -47,7 +47,7 @@ class Control:
         """Let a runner take a paused sweep up again; its trials go on from their last epochs."""
         with self._moving(sweep_id, Move.RESUME) as (connection, _):
             let_go(connection, sweep_id, "paused", self._clock())  # where its driver still winds down
-            self._change(connection, sweep_id, {"state": SweepState.QUEUED})
+            self._change(connection, sweep_id, {"state": SweepState.QUEUED, "queued_at": self._clock()})
             return sweep_of(connection, sweep_id)
 
     def stop(self, sweep_id: str) -> SweepRecord:
@@ -84,17 +84,29 @@ class Control:
                     f"num_trials {spec.num_trials} is less than the {num_begun} trials that have begun"
                     f"{enqueued_too}; use {num_begun + num_waiting} or more, or stop the sweep"
                 )
+            if before.state.is_terminal and spec.num_trials == num_begun:
+                raise Conflict(
+                    f"all {num_begun} trials of the sweep have begun and it has ended as {before.state}: "
+                    f"give it a num_trials of more than {num_begun}"
+                )
             after = state_after(Move.EXTEND, before.state)
             change = {"spec": spec.model_dump(mode="json"), "priority": spec.priority}
             self._revise(connection, sweep_id, change)
             if after is not before.state:
                 require_quota(connection, self._caller)
-                reopened = {"reason": None, "message": None, "finished_at": None, "lease_owner": None}
+                now = self._clock()
+                reopened = {
+                    "queued_at": now,
+                    "reason": None,
+                    "message": None,
+                    "finished_at": None,
+                    "lease_owner": None,
+                }
                 change = {"state": after, **reopened}
                 if self._caller is not None:  # whose quota it counts for from now on
                     change["token_id"] = self._caller.token_id
                 connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(change))
-                add_event(connection, sweep_id, "sweep", {"state": after}, self._clock())
+                add_event(connection, sweep_id, "sweep", {"state": after}, now)
             return sweep_of(connection, sweep_id)
 
     def enqueue(self, sweep_id: str, parameters: Mapping[str, Scalar]) -> SweepRecord:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec
 
-from sqlalchemy import ColumnElement, Connection, Engine, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
 
 from care_sweep.errors import DatabaseBusy, LeaseLost, RevisionMismatch
 from care_sweep.spec import Measurement, Place, Scalar, SweepState, TrialState
 from care_sweep.store.database import writing
 from care_sweep.store.ending import add_event, close_attempt, end_sweep, end_trial, let_go, open_trial
 from care_sweep.store.schema import attempts, enqueued, measurements, sweeps, tokens, trials
-from care_sweep.store.transitions import HELD_STATES
+from care_sweep.store.transitions import HELD_STATES, Move, state_after
 
 __all__ = ["Lease"]
 
@@ -285,6 +285,26 @@ class Lease:
         """Let go of the sweep, so that it can be claimed at once; its running trials wait from now on."""
         with self._fenced() as connection:
             let_go(connection, self.sweep_id, reason, self._clock())
+
+    @_once
+    def give_way(self) -> None:
+        """Let go of the sweep, for another that waits for a driver; it waits in the queue itself.
+
+        It does so behind those that wait now, whatever the clocks of machines say.
+        """
+        now = self._clock()
+        with self._fenced() as connection:
+            sweep = sweeps.c.id == self.sweep_id
+            state = SweepState(connection.execute(select(sweeps.c.state).where(sweep)).scalar_one())
+            let_go(connection, self.sweep_id, "gave way", now)
+            after = state_after(Move.GIVE_WAY, state)
+            if after is not state:
+                is_queued = sweeps.c.state == SweepState.QUEUED
+                last = connection.execute(select(func.max(sweeps.c.queued_at)).where(is_queued)).scalar()
+                queued_at = now if last is None else max(now, last + 1)
+                change = {"state": after, "message": "waiting for its next turn: other sweeps are driven"}
+                connection.execute(update(sweeps).where(sweep).values(queued_at=queued_at, **change))
+                add_event(connection, self.sweep_id, "sweep", change, now)
 
     def _trial(self, number: int) -> ColumnElement[bool]:
         return open_trial(self.sweep_id, number)

@@ -121,6 +121,7 @@ class HoldRecord:
     lease_owner: str | None
     fencing_token: int
     lease_counter: int
+    priority: float
 
     @property
     def is_cancelled(self) -> bool:
@@ -133,7 +134,8 @@ class SweepRecord:
     """One accepted sweep. `fencing_token` counts its claims, `lease_counter` its owner's signs of life,
     `revision` the wishes of users; what was spent is that of drivers and of stored epochs, `num_images` are
     those trained on in them; `gpus_per_trial` is what was chosen where the document says `auto`, `token_id`
-    that of the token that submitted it; `is_ready` while its driver can begin trials."""
+    that of the token that submitted it; `is_ready` while its driver can begin trials; `queued_at` is when it
+    began to wait for a driver last."""
 
     id: str
     name: str
@@ -142,6 +144,7 @@ class SweepRecord:
     reason: str | None
     message: str | None
     created_at: float
+    queued_at: float
     started_at: float | None
     finished_at: float | None
     lease_owner: str | None

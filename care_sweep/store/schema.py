@@ -33,7 +33,7 @@ __all__ = [
     "trials",
 ]
 
-SCHEMA_VERSION = "0006"
+SCHEMA_VERSION = "0007"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 LOCAL_OWNER = "local"
@@ -54,6 +54,7 @@ sweeps = Table(
     Column("reason", String(64)),
     Column("message", Text),
     Column("created_at", Float, nullable=False),
+    Column("queued_at", Float, nullable=False, server_default="0"),  # last
     Column("started_at", Float),
     Column("finished_at", Float),
     Column("lease_owner", String(200)),

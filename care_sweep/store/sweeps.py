@@ -138,8 +138,12 @@ class Store:
         return self._holds(live & ~is_idle, limit=None)
 
     def queued(self, limit: int) -> Sequence[HoldRecord]:
-        """The sweeps that wait to be claimed for the first time or again, by priority, then oldest first."""
-        return self._holds(sweeps.c.state == SweepState.QUEUED, limit, sweeps.c.priority.desc())
+        """The sweeps that wait to be claimed for the first time or again: who has waited longest comes first.
+
+        A sweep waits as many times faster as its priority says, so that none waits for ever.
+        """
+        waited = (self.clock() - sweeps.c.queued_at) * sweeps.c.priority
+        return self._holds(sweeps.c.state == SweepState.QUEUED, limit, waited.desc())
 
     def hold(self, sweep_id: str) -> HoldRecord | None:
         """Who holds one sweep; None where there is none such."""
@@ -449,7 +453,7 @@ class Store:
     ) -> SweepRecord:
         sweep_id, now = secrets.token_hex(6), self.clock()
         row: dict[str, Any] = {"id": sweep_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
-        row |= {"state": SweepState.QUEUED, "created_at": now, "owner": self._owner}
+        row |= {"state": SweepState.QUEUED, "created_at": now, "queued_at": now, "owner": self._owner}
         row["priority"] = spec.priority
         row["token_id"] = None if self._caller is None else self._caller.token_id
         inserted = connection.execute(insert(sweeps).returning(sweeps), row).mappings().one()

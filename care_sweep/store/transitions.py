@@ -13,6 +13,7 @@ class Move(StrEnum):
     """What somebody wants of a sweep."""
 
     CLAIM = "claim"
+    GIVE_WAY = "let others drive"
     PAUSE = "pause"
     RESUME = "resume"
     STOP = "stop"
@@ -37,6 +38,8 @@ _SUCCEEDED, _FAILED, _CANCELLED = SweepState.SUCCEEDED, SweepState.FAILED, Sweep
 MOVES: Mapping[Move, Mapping[SweepState, SweepState]] = {
     # a runner's: for the first time, or after its driver died; a paused one only to let go of it
     Move.CLAIM: {_QUEUED: _RUNNING, _RUNNING: _RUNNING, _PAUSED: _PAUSED, _STOPPING: _STOPPING},
+    # a driver's, whose place another sweep waits for
+    Move.GIVE_WAY: {_RUNNING: _QUEUED, _PAUSED: _PAUSED, _STOPPING: _STOPPING},
     # a user's; a running sweep gets to its end through STOPPING, where its driver winds it down
     Move.PAUSE: {_QUEUED: _PAUSED, _RUNNING: _PAUSED},
     Move.RESUME: {_PAUSED: _QUEUED},

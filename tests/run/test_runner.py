@@ -1,6 +1,7 @@
 """When is a sweep taken over, or a driver replaced? Never for the fault of a database or a clock."""
 
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from care_sweep.store import Lease, Store, open_database
 from care_sweep.store.schema import sweeps
 
 HANG_SECONDS = 60.0
+PLACE_SECONDS = 300.0
+FREE_PLACE_SECONDS = 5.0
 
 
 class Driver:
     """A driver's process that does nothing until it is told to end."""
 
     pid, status = 0, None
+    is_asked_to_give_way = False
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -34,6 +38,10 @@ class Driver:
     def terminate(self) -> None:
         self.status = -15
 
+    def send_signal(self, number: int) -> None:
+        assert number == signal.SIGUSR1
+        self.is_asked_to_give_way = True
+
     def wait(self, _: float | None = None) -> None:
         assert self.status is not None
 
@@ -41,9 +49,9 @@ class Driver:
 class Scene:
     """A runner that looks twice a second at one sweep, which another runner holds or it itself."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, num_places: int = 1) -> None:
         settings = Settings.from_environment(
-            {"CARE_SWEEP_HOME": str(home), "CARE_SWEEP_MAX_ACTIVE_SWEEPS": "1"}
+            {"CARE_SWEEP_HOME": str(home), "CARE_SWEEP_MAX_ACTIVE_SWEEPS": str(num_places)}
         )
         self.clock = Clock()
         self.wall = Clock()
@@ -55,6 +63,14 @@ class Scene:
         lease = self.store.claim(self.store.sweep(self.sweep_id), "another")
         assert lease is not None
         return lease
+
+    def drivers(self) -> Sequence[Any]:
+        return list(self.runner._drivers.values())
+
+    def renew(self) -> None:
+        """The drivers are well."""
+        for driver in self.drivers():
+            driver.lease.renew()
 
     @property
     def owner(self) -> str | None:
@@ -69,11 +85,22 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+def make_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scene]]:
     monkeypatch.setattr(runner_module.subprocess, "Popen", Driver)
-    scene = Scene(tmp_path)
-    yield scene
-    scene.store.engine.dispose()
+    made: list[Scene] = []
+
+    def make(**options: Any) -> Scene:
+        made.append(Scene(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for scene in made:
+        scene.store.engine.dispose()
+
+
+@pytest.fixture
+def scene(make_scene: Callable[..., Scene]) -> Scene:
+    return make_scene()
 
 
 @pytest.fixture
@@ -177,7 +204,7 @@ def test_a_runner_ends_its_drivers_though_the_database_is_away(
     scene: Scene, no_writes: Callable[[bool], None]
 ) -> None:
     scene.look_for(1)
-    (driver,) = scene.runner._drivers.values()
+    (driver,) = scene.drivers()
     no_writes(True)
     scene.runner.close()
     assert driver.process.poll() is not None
@@ -195,6 +222,40 @@ def test_a_new_sweep_need_not_wait_for_one_that_another_runner_drives(scene: Sce
     new = scene.store.submit(sweep_spec())[0].id
     scene.look_for(3, lease.renew)
     assert (scene.owner, scene.store.sweep(new).state) == ("another", SweepState.RUNNING)
+
+
+def test_a_sweep_gives_its_place_to_one_that_waits_after_its_time(scene: Scene) -> None:
+    """And so on by turns, for as many as wait; nobody is asked while nobody does."""
+    early = scene.sweep_id
+    scene.look_for(PLACE_SECONDS, scene.renew)
+    (driver,) = scene.drivers()
+    assert not driver.process.is_asked_to_give_way
+    late = scene.store.submit(sweep_spec())[0].id
+    scene.look_for(FREE_PLACE_SECONDS, scene.renew)
+    assert not driver.process.is_asked_to_give_way, "another runner may have a place"
+    for sweep_id, next_id in ((early, late), (late, early), (early, late)):
+        (driver,) = scene.drivers()
+        assert driver.lease.sweep_id == sweep_id
+        scene.look_for(PLACE_SECONDS + 1, scene.renew)
+        assert driver.process.is_asked_to_give_way
+        driver.lease.give_way()
+        driver.process.status = 0
+        scene.look_for(1)
+        assert scene.store.sweep(sweep_id).state is SweepState.QUEUED
+        assert scene.store.sweep(next_id).state is SweepState.RUNNING
+
+
+def test_who_has_had_most_for_its_priority_gives_way(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene(num_places=3)
+    for priority in (4.0, 1.0):
+        scene.store.submit(sweep_spec(priority=priority))
+    scene.look_for(1, scene.renew)
+    stopping = scene.sweep_id
+    scene.store.control.stop(stopping)
+    scene.store.submit(sweep_spec())
+    scene.look_for(PLACE_SECONDS + 1, scene.renew)
+    asked = [driver.sweep for driver in scene.drivers() if driver.process.is_asked_to_give_way]
+    assert [sweep.priority for sweep in asked] == [1.0], "and not who ends anyway"
 
 
 def test_a_cancelled_sweep_without_a_runner_ends_though_there_is_no_room(scene: Scene) -> None:

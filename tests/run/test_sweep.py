@@ -179,7 +179,7 @@ def test_cancel_frees_the_cluster_within_ten_seconds_though_epochs_are_long(
     assert not any(client.measurements(sweep_id, number) for number in range(2)), "epochs are long"
 
 
-def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
+def test_a_driver_that_gives_way_or_is_killed_is_replaced_and_nothing_is_lost_or_doubled(
     client: Client, few_images: str, instance: Any
 ) -> None:
     document = _document(few_images, epochs=6, num_trials=3, max_concurrent_trials=1)
@@ -187,6 +187,9 @@ def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
     assert client.wait(undisturbed, timeout=180)["state"] == "SUCCEEDED"
 
     sweep_id = client.submit(document)["id"]
+    _until(_log_of(client, sweep_id, 0), "a first epoch of trial 0")
+    (driver,) = _children(instance.runner.process.pid)
+    os.kill(driver, signal.SIGUSR1)
     _until(_log_of(client, sweep_id, 1), "a first epoch of trial 1")
     (driver,) = _children(instance.runner.process.pid)
     worker = _process_of(client.logs(sweep_id, 1))
@@ -196,6 +199,9 @@ def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
     assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 3})
     assert next(t for t in client.trials(sweep_id) if t["number"] == 1)["attempt"] == 2
     assert "goes on from" in client.logs(sweep_id, 1, attempt=2), "it did not begin anew"
+    assert [a["reason"] for a in client.trial(sweep_id, 0)["attempts"]] == ["handed over", None]
+    told = [event["data"]["state"] for event in client.events(sweep_id) if event["kind"] == "sweep"]
+    assert told == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "SUCCEEDED"]
 
     for number in range(3):  # seeds are shared, so the disturbed sweep measured the same, to the bit
         expected, found = (

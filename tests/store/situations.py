@@ -92,6 +92,7 @@ LEASE_WRITES: Mapping[str, Callable[[Lease], object]] = {
     "forget_checkpoints": lambda lease: lease.forget_checkpoints([2]),
     "finish_sweep": lambda lease: lease.finish_sweep(SweepState.SUCCEEDED),
     "release": lambda lease: lease.release(),
+    "give_way": lambda lease: lease.give_way(),
 }
 """Each way of writing under a lease, allowed in the situation `in_the_middle`."""
 

@@ -57,7 +57,7 @@ def test_migrations_build_what_the_schema_says(store: Store) -> None:
         assert context.get_current_revision() == SCHEMA_VERSION
 
 
-@pytest.mark.parametrize("release", ["0001", "0002", "0003", "0004"])
+@pytest.mark.parametrize("release", ["0001", "0002", "0003", "0004", "0005", "0006"])
 def test_every_released_schema_is_migrated_with_its_rows(database_url: str, release: str) -> None:
     """The rows are written as that release wrote them, by name."""
     engine = open_database(database_url)
@@ -90,7 +90,7 @@ def test_every_released_schema_is_migrated_with_its_rows(database_url: str, rele
     engine.dispose()
     assert (record.name, record.spec, record.revision, record.active_seconds) == ("old", spec(), 1, 0.0)
     assert (record.owner, again) == ("local", record)
-    assert (record.search_seconds, record.num_images) == (0.0, 0)
+    assert (record.search_seconds, record.num_images, record.queued_at) == (0.0, 0, 1.5)
     assert (trial.state, trial.attempt, trial.last_epoch, trial.is_stop_requested) == ("RUNNING", 2, 7, False)
 
 

@@ -68,6 +68,7 @@ TOLD = {
     "finish_sweep": [("trial", 0, "CANCELLED"), ("trial", 1, "CANCELLED"), ("sweep", None, "SUCCEEDED")],
     "forget_checkpoints": [],
     "release": [("trial", 0, "WAITING")],
+    "give_way": [("trial", 0, "WAITING"), ("sweep", None, "QUEUED")],
 }
 
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from situations import PARAMETERS, claimed, in_the_middle, measurement, spec, together
+from situations import PARAMETERS, Clock, claimed, in_the_middle, measurement, spec, together
 
 from care_sweep.errors import QuotaExceeded
-from care_sweep.spec import SweepSpec
+from care_sweep.spec import SweepSpec, SweepState, TrialState
 from care_sweep.store import Caller, DemandRecord, Lease, Quota, Scope, Store
 
 WANTED = {"priority": 1.0, "cpus_per_trial": 1, "gpus_per_trial": None, "share_seconds": 0.0}
@@ -78,12 +78,42 @@ def test_what_a_sweep_has_had_is_counted_from_what_it_is_taken_to_have_had(store
         assert [one.share_seconds for one in store.demands()] == [had]
 
 
-def test_priority_decides_who_gets_a_driver_first(store: Store) -> None:
+def test_who_has_waited_longest_for_its_priority_gets_a_driver_first(store: Store, clock: Clock) -> None:
     first, second = store.submit(spec())[0].id, store.submit(spec())[0].id
+    clock.now += 60
     third = store.submit(spec().model_copy(update={"priority": 2.0}))[0].id
-    assert [hold.id for hold in store.queued(limit=10)] == [third, first, second]
+    clock.now += 50
+    assert [hold.id for hold in store.queued(limit=10)] == [first, second, third]
+    clock.now += 20
+    assert [hold.id for hold in store.queued(limit=2)] == [third, first]
     store.control.extend(second, lambda document: document.model_copy(update={"priority": 3.0}))
     assert [hold.id for hold in store.queued(limit=2)] == [second, third]
+
+
+def test_who_gives_way_or_comes_back_waits_anew(store: Store, clock: Clock) -> None:
+    lease = in_the_middle(store)
+    paused = store.submit(spec())[0].id
+    store.control.pause(paused)
+    clock.now += 60
+    waiting = store.submit(spec())[0].id
+    clock.now -= 60  # as on a machine that is behind
+    lease.give_way()
+    clock.now += 62
+    store.control.resume(paused)
+    clock.now += 60
+    assert [hold.id for hold in store.queued(limit=10)] == [waiting, lease.sweep_id, paused]
+    sweep = store.sweep(lease.sweep_id)
+    assert (sweep.state, sweep.lease_owner) == (SweepState.QUEUED, None)
+    assert sweep.message == "waiting for its next turn: other sweeps are driven"
+    assert store.trial(sweep.id, 0).state is TrialState.WAITING
+
+
+@pytest.mark.parametrize("wish", ["pause", "cancel", "stop"])
+def test_what_a_user_wants_stays_though_the_driver_gives_way(store: Store, wish: str) -> None:
+    lease = in_the_middle(store)
+    wanted = getattr(store.control, wish)(lease.sweep_id)
+    lease.give_way()
+    assert store.sweep(lease.sweep_id).state is wanted.state
 
 
 def test_a_token_has_no_more_sweeps_at_once_than_its_quota(store: Store) -> None:
