@@ -9,6 +9,7 @@ from care_sweep.storage import Storage
 __all__ = [
     "LOG_NAME",
     "SWEEPS",
+    "attempt_of",
     "attempt_prefix",
     "discard_all",
     "discard_training_states",
@@ -39,6 +40,11 @@ def attempt_prefix(trial: str, attempt: int) -> str:
     return f"{trial}/attempt-{attempt}"
 
 
+def attempt_of(key: str) -> int:
+    """The number of the attempt in whose place the file of this key lies."""
+    return int(key.rpartition("/")[0].rpartition("/attempt-")[2])
+
+
 def state_name(epoch: int) -> str:
     """The name of the training state after an epoch."""
     return f"state-{epoch:05d}.pt"
@@ -52,13 +58,18 @@ def discard_all(storage: Storage, sweep_id: str) -> None:
         _LOG.warning("what is left of sweep %s could not be deleted: %s", sweep_id, error)
 
 
-def discard_training_states(storage: Storage, prefix: str, *, keep: str | None = None) -> None:
+def discard_training_states(
+    storage: Storage, prefix: str, *, before_attempt: int | None = None, keep: str | None = None
+) -> None:
     """Delete the training states anywhere below a sweep's or a trial's prefix, but for the key `keep`.
 
-    Where the storage does not let it, they stay until a runner that starts tidies up.
+    Those of a trial's attempt `before_attempt` and of later ones stay, for such an attempt may be running.
+    Where the storage does not let it, all stay until a runner that starts tidies up.
     """
     try:
         found = [one.key for one in storage.list(prefix) if _STATE.fullmatch(one.key.rpartition("/")[2])]
+        if before_attempt is not None:
+            found = [key for key in found if attempt_of(key) < before_attempt]
         storage.delete(key for key in found if key != keep)
     except StorageError as error:
         _LOG.warning("training states below %s could not be deleted: %s", prefix, error)

@@ -1,8 +1,8 @@
 """How do images in an object store come to this machine? Once, by one process, whole or not at all.
 
 What lies below a prefix is known by the names, sizes and versions of its objects. A folder of the cache
-holds one such state, and takes its name once it is complete. Nothing is deleted from the cache: the operator
-may, while nothing runs here.
+holds one such state, and takes its name once it is complete. What nobody has used for a week goes when the
+next is fetched, and the operator may delete anything while nothing runs here.
 """
 
 import fcntl
@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ __all__ = ["fetch"]
 
 _LOG = logging.getLogger("care_sweep.trial")
 _AT_ONCE = 8  # a folder of images is many small objects
+_KEPT_SECONDS = 7 * 86400.0  # since it was last used; a trial reads all of it when it starts
 
 
 def fetch(uri: str, cache: Path) -> Path:
@@ -40,7 +42,9 @@ def fetch(uri: str, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with _alone(folder, uri):
             if not folder.is_dir():
+                _discard_unused(cache)
                 _fetch_all(storage, found, folder, uri)
+    os.utime(folder)
     return folder / last
 
 
@@ -72,6 +76,13 @@ def _alone(folder: Path, uri: str) -> Iterator[None]:
             _LOG.info("waiting while another process fetches %s", uri)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _discard_unused(cache: Path) -> None:
+    for folder in cache.glob("*/"):
+        if folder.stat().st_mtime < time.time() - _KEPT_SECONDS:
+            _LOG.info("deleting %s, which was not used for a week", folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fetch_all(storage: Storage, found: Sequence[StoredObject], folder: Path, uri: str) -> None:

@@ -1,7 +1,7 @@
 """One sweep, from its claim to its end: the process `python -m care_sweep.run.driver`.
 
 One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended, paused, is
-handed over to a fresh driver or gave way to another sweep, as SIGUSR1 asks of it; 3 when its lease was lost,
+handed over to a fresh driver or gave way to another sweep, as SIGUSR2 asks of it; 3 when its lease was lost,
 and otherwise 1: the runner then starts another, which goes on from the store.
 """
 
@@ -78,7 +78,7 @@ def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" =
         if conductor is not None:
             conductor.hand_over()
 
-    signal.signal(signal.SIGUSR1, give_way)
+    signal.signal(signal.SIGUSR2, give_way)  # SIGUSR1 is Ray Tune's own
 
     def seconds() -> float:
         return 0.0 if conductor is None else conductor.seconds

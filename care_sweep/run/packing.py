@@ -105,6 +105,7 @@ def _timed(conductor: Conductor, settings: Settings, most: int) -> float:
     holding = ray.remote(num_cpus=spec.resources.cpus_per_trial, num_gpus=1, max_calls=1, max_retries=0)
     config = heaviest(spec.space, spec.seed).model_dump()
     places = settings.download_directory, settings.data_roots, settings.data_uris
+    conductor.ready(True)  # it wants a whole GPU, for which the others make room
     task = holding(time_trials).remote(config, most, *places)
     conductor.explain("timing how many trials a GPU runs best at once")
     while not ray.wait([task], timeout=_LOOK_SECONDS)[0]:

@@ -167,7 +167,7 @@ class Runner:
         due = [driver for driver in running if now - driver.since >= _PLACE_SECONDS]
         due.sort(key=lambda driver: (now - driver.since) / driver.sweep.priority, reverse=True)
         for driver in due[:num_waiting]:
-            driver.process.send_signal(signal.SIGUSR1)
+            driver.process.send_signal(signal.SIGUSR2)
 
     def _has_room(self) -> bool:
         return len(self._drivers) < self.settings.max_active_sweeps

@@ -21,7 +21,7 @@ from care_sweep.run.allotment import Allotment
 from care_sweep.run.conductor import Assignment, Conductor
 from care_sweep.run.nodes import Nodes
 from care_sweep.run.packing import choose_gpus
-from care_sweep.run.versions import await_same_version
+from care_sweep.run.versions import await_same_version, own_version
 from care_sweep.run.worker import run_attempt
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, Place
@@ -122,6 +122,7 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
             return None
         self._assignments[trial_id] = assignment
         return {
+            "version": own_version(),
             "number": assignment.number,
             "attempt": assignment.attempt,
             "config": assignment.config.model_dump(),

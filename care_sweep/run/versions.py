@@ -6,28 +6,34 @@ Else each trial would fail by itself, one after the other, and say so where few 
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from care_sweep.run.conductor import Conductor
-from care_sweep.run.nodes import Nodes
+if TYPE_CHECKING:
+    from care_sweep.run.conductor import Conductor
+    from care_sweep.run.nodes import Nodes
 
-__all__ = ["await_same_version", "unfit"]
+__all__ = ["await_same_version", "own_version", "unfit"]
 
 _PACKAGE = "care-sweep"
 _ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 5.0
 
 
-def await_same_version(conductor: Conductor, nodes: Nodes) -> None:
+def own_version() -> str:
+    """That of this process."""
+    return version(_PACKAGE)
+
+
+def await_same_version(conductor: "Conductor", nodes: "Nodes") -> None:
     """Return once every node that stays has this version, or the sweep is over; it says what it waits for.
 
-    Nodes that come later are not asked.
+    Workers of nodes that come later look themselves.
     """
-    has_complained, own = False, version(_PACKAGE)
+    has_complained, own = False, own_version()
     while (said := unfit(_versions_elsewhere(nodes.staying()), own)) and not conductor.is_finished:
         conductor.explain(said)
         has_complained = True

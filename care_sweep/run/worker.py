@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -27,6 +28,7 @@ from care_sweep.errors import (
     TrialDiverged,
 )
 from care_sweep.layout import LOG_NAME
+from care_sweep.run.versions import own_version, unfit
 from care_sweep.run.workplace import Workplace, workplace
 from care_sweep.spec import Measurement, Place, TrialConfig
 from care_sweep.storage import open_storage
@@ -46,13 +48,19 @@ _WANT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "C
 def run_attempt(order: Mapping[str, Any]) -> None:
     """Train as ordered and report each epoch to the driver; `order` is what `tuning` made of an `Assignment`.
 
-    First of all it reports where it runs.
+    First of all it reports where it runs, and trains only where the driver has the same version: an
+    interruption says that they differ, for the node may have come later than the sweep.
     A failure of the trial itself is reported with its reason, a collapse with what was measured too, want of
     memory and the death of a process that trained with this one as a loss, an unusable disk or object store
     as an interruption. After divergence, collapse, unfit images and an interruption the process is fit for
     the next trial; after any other exception Ray replaces it.
     """
-    tune.report({"place": _place().model_dump_json()})
+    here = _place()
+    tune.report({"place": here.model_dump_json()})
+    host = f"{socket.gethostname()} ({here.node_id[:8]})"
+    if said := unfit({host: own_version()}, order["version"]):
+        tune.report({"interruption": said})
+        return
     try:
         storage, scratch = open_storage(order["storage_uri"]), Path(order["scratch_directory"])
         with (

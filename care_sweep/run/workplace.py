@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from care_sweep.errors import StorageError
-from care_sweep.layout import LOG_NAME, attempt_prefix, discard_training_states, state_name
+from care_sweep.layout import LOG_NAME, attempt_of, attempt_prefix, discard_training_states, state_name
 from care_sweep.spec import Measurement
 from care_sweep.storage import Storage
 from care_sweep.storage.durable import make_folder_durably
@@ -42,11 +42,15 @@ class Workplace:
     directory: Path
 
     def training_state(self, epoch: int) -> Path | None:
-        """The training state after an epoch, of the latest attempt that left it; all others are deleted."""
-        name = "/" + state_name(epoch)
-        found = (one.key for one in self.storage.list(self.trial) if one.key.endswith(name))
-        key = max(found, key=lambda key: (len(key), key), default=None)  # attempt-10 comes after attempt-9
-        discard_training_states(self.storage, self.trial, keep=key)
+        """The training state after an epoch, of the latest attempt before this that left it.
+
+        All others before this attempt are deleted. There may be later ones: this may be what is left of one
+        that was given up.
+        """
+        name, number = "/" + state_name(epoch), attempt_of(f"{self.attempt}/")
+        found = [one.key for one in self.storage.list(self.trial) if one.key.endswith(name)]
+        key = max((key for key in found if attempt_of(key) < number), key=attempt_of, default=None)
+        discard_training_states(self.storage, self.trial, before_attempt=number, keep=key)
         return None if key is None else self._fetch(key)
 
     def before_report(self, measurement: Measurement) -> None:

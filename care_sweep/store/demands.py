@@ -48,7 +48,11 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
         num_wanted = sum(of_state.get(state, 0) for state in OPEN_STATES) + max(0, num_left)
         if not row.is_ready:
             num_wanted = num_running
-        gpus = row.gpus_per_trial if resources["gpus_per_trial"] == "auto" else resources["gpus_per_trial"]
+        gpus = resources["gpus_per_trial"]
+        if gpus == "auto":
+            gpus = row.gpus_per_trial
+            if gpus is None:  # it is ready for the timing, which holds one
+                num_wanted = min(num_wanted, 1)
         found.append(
             DemandRecord(
                 id=row.id,

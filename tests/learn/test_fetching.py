@@ -79,6 +79,20 @@ def test_a_second_trial_reads_nothing_and_a_change_is_another_set(
     assert (_files(second), _files(first)) == (content | {"cat/1.png": b"9"}, content)
 
 
+def test_what_nobody_used_for_a_week_goes_with_the_next_fetch(
+    far: Callable[[dict[str, bytes]], str], tmp_path: Path
+) -> None:
+    old, used, new = (far({"cat/1.png": content}) for content in (b"1", b"2", b"3"))
+    left, kept = fetch(old, tmp_path), fetch(used, tmp_path)
+    for path in (left, kept):
+        os.utime(path.parent, (0, 0))
+    assert fetch(used, tmp_path) == kept
+    assert left.exists(), "nothing was fetched yet"
+    fetch(new, tmp_path)
+    assert (left.parent.exists(), kept.exists()) == (False, True)
+    assert _files(fetch(old, tmp_path)) == {"cat/1.png": b"1"}
+
+
 def test_one_object_can_be_named(far: Callable[[dict[str, bytes]], str], tmp_path: Path) -> None:
     uri = far({"one.parquet": b"PAR1", "two.parquet": b"other"})
     assert fetch(f"{uri}/one.parquet", tmp_path).read_bytes() == b"PAR1"

@@ -139,7 +139,8 @@ def _until(condition: Callable[[], bool]) -> None:
 def test_a_sweep_shares_a_gpu_as_it_was_timed(tmp_path: Path) -> None:
     """Ray is told of a GPU that is not there: it shares it out all the same, and torch uses the CPU.
 
-    A pause while it is timed ends the timing, which is made when the sweep goes on.
+    An earlier sweep, which holds the GPU, makes room for the timing. A pause while it is timed ends the
+    timing, which is made when the sweep goes on.
     """
     settings = Settings.from_environment({"CARE_SWEEP_HOME": str(tmp_path / "home")})
     dataset = cut_few_images(settings.data_roots[0] / "few")
@@ -150,12 +151,16 @@ def test_a_sweep_shares_a_gpu_as_it_was_timed(tmp_path: Path) -> None:
     }
     sweep = {"name": "shared", "space": space, "num_trials": 2, "early_stopping": "none"}
     with running(settings, num_cpus=2, num_gpus=1) as instance, Client(instance.url) as client:
+        longer = {**space, "fixed": {**space["fixed"], "epochs": 10_000}}
+        early = client.submit(sweep | {"space": longer, "resources": {"gpus_per_trial": 1}})["id"]
+        _until(lambda: any(trial["last_epoch"] for trial in client.trials(early)))
         sweep_id = client.submit(sweep)["id"]
         _until(lambda: "timing" in str(client.sweep(sweep_id)["message"]))
         client.pause(sweep_id)
         _until(lambda: client.sweep(sweep_id)["message"] is None)
         client.resume(sweep_id)
         ended = client.wait(sweep_id, timeout=250)
+        client.cancel(early)
         told = [event["data"] for event in client.events(sweep_id) if event["kind"] == "sweep"]
         seconds = sum(client.measurements(sweep_id, number)[0]["seconds"] for number in range(2))
     assert (ended["state"], ended["trial_counts"]) == ("SUCCEEDED", {"COMPLETE": 2})

@@ -39,7 +39,7 @@ class Driver:
         self.status = -15
 
     def send_signal(self, number: int) -> None:
-        assert number == signal.SIGUSR1
+        assert number == signal.SIGUSR2
         self.is_asked_to_give_way = True
 
     def wait(self, _: float | None = None) -> None:

@@ -1,6 +1,7 @@
 """What a worker says of a trial that ends by itself, and what the scheduler hears. No cluster is started."""
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from care_sweep.learn import packing as packing_module
 from care_sweep.learn import train as train_module
 from care_sweep.run import tuning, worker
 from care_sweep.run.nodes import Nodes
+from care_sweep.run.versions import own_version
 from care_sweep.spec import Measurement, Place, TrialConfig
 
 PLACE = Place(actor_id="a1", node_id="b2", log_name="worker-c3.out")
@@ -26,6 +28,7 @@ def reports(
     monkeypatch: pytest.MonkeyPatch,
     *,
     gpus: float = 0.0,
+    version: str | None = None,
     asked: dict[str, Any] | None = None,
 ) -> list[dict[str, str]]:
     """All that the worker reports of a trial that raises; what it raises itself is left aside.
@@ -55,6 +58,7 @@ def reports(
         "download_directory": str(directory),
         "data_roots": [],
         "data_uris": [],
+        "version": version or own_version(),
     }
     with suppress(type(error)):
         worker.run_attempt(order)
@@ -84,6 +88,16 @@ def test_where_an_attempt_runs_is_told_first() -> None:
     result = {"place": PLACE.model_dump_json()}
     assert scheduler.on_trial_result(None, trial, result) == tuning.TrialScheduler.CONTINUE
     assert heard == [(3, 2, PLACE)]
+
+
+def test_a_node_with_another_version_trains_nothing_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    (said,) = reports(ValueError(), tmp_path, monkeypatch, version="0.0.1", asked=asked)
+    expected = rf"waiting: the driver has care-sweep 0\.0\.1, but .+ \(b2\) has {own_version()}; give all"
+    assert re.match(expected, said["interruption"])
+    assert not asked
 
 
 def test_a_collapse_is_told_with_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,20 @@ def test_a_wish_that_comes_as_a_sweep_ends_is_heard(store: Store, wish: str) -> 
     lease.finish_sweep(SweepState.SUCCEEDED, seen=heard.revision)
 
 
+def test_an_ended_sweep_goes_on_only_with_trials_to_run(store: Store) -> None:
+    lease = claimed(store)
+    for number in range(4):
+        lease.start_attempt(number, 1, PARAMETERS, is_baseline=False)
+        lease.record(number, 1, measurement(1), state=TrialState.COMPLETE, value=0.5)
+    lease.finish_sweep(SweepState.SUCCEEDED)
+    before = picture(store)
+    with pytest.raises(Conflict, match="give it a num_trials of more than 4"):
+        store.control.extend(lease.sweep_id, lambda old: old.model_copy(update={"priority": 3.0}))
+    assert picture(store) == before
+    after = store.control.extend(lease.sweep_id, lambda old: old.model_copy(update={"num_trials": 5}))
+    assert after.state is SweepState.QUEUED
+
+
 def test_no_enqueued_point_is_dropped_by_a_smaller_number(store: Store) -> None:
     lease = claimed(store)
     store.control.enqueue(lease.sweep_id, PARAMETERS)

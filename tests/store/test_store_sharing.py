@@ -9,7 +9,7 @@ from care_sweep.errors import QuotaExceeded
 from care_sweep.spec import SweepSpec, SweepState, TrialState
 from care_sweep.store import Caller, DemandRecord, Lease, Quota, Scope, Store
 
-WANTED = {"priority": 1.0, "cpus_per_trial": 1, "gpus_per_trial": None, "share_seconds": 0.0}
+WANTED = {"priority": 1.0, "cpus_per_trial": 1, "gpus_per_trial": 0.0, "share_seconds": 0.0}
 NO_QUOTA = {"token_id": None, "max_concurrent_trials": None, "is_quota_spent": False}
 
 
@@ -23,6 +23,7 @@ def more(document: SweepSpec) -> SweepSpec:
 
 
 def ready(lease: Lease) -> Lease:
+    lease.note_gpus(0.0, None)
     lease.ready(True)
     return lease
 
@@ -61,8 +62,11 @@ def test_a_sweep_wants_no_more_than_it_may_run_at_once(store: Store) -> None:
 
 
 def test_what_was_chosen_for_auto_is_what_a_trial_wants(store: Store) -> None:
-    claimed(store).note_gpus(0.25, "four fit")
-    assert [one.gpus_per_trial for one in store.demands()] == [0.25]
+    lease = claimed(store)
+    lease.ready(True)
+    assert [(one.gpus_per_trial, one.num_wanted) for one in store.demands()] == [(None, 1)], "it is timed"
+    lease.note_gpus(0.25, "four fit")
+    assert [(one.gpus_per_trial, one.num_wanted) for one in store.demands()] == [(0.25, 4)]
 
 
 def test_nobody_wants_anything_where_nobody_drives(store: Store) -> None:
