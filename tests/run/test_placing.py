@@ -1,4 +1,16 @@
-"""Whose trials give way on which node? Pure cases, and what it comes to over hours on a simulated Ray."""
+"""Whose trials give way on which node? Pure cases, hours on a simulated Ray, and once a real one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated_ray import SimulatedRay
 
 from care_sweep.run.placing import Holding, most_on_nodes
 from care_sweep.run.sharing import Share
@@ -72,3 +84,60 @@ def test_a_trial_gives_way_where_it_is_misplaced_or_its_sweep_has_too_many_besid
     assert share.gives_way("b", 5, {"a": 3, "b": 2})
     assert not share.gives_way("a", 2, {"a": 1, "b": 1})
     assert not share.gives_way(None, 2, {"a": 1})
+
+
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    running=st.lists(st.integers(0, 8), min_size=4, max_size=4),
+    large=st.integers(2, 8),
+)
+def test_what_is_left_makes_just_enough_room(sizes: list[int], running: list[int], large: int) -> None:
+    nodes = {str(index): {"CPU": float(size)} for index, size in enumerate(sizes)}
+    places = {name: min(number, sizes[int(name)]) for name, number in zip(nodes, running, strict=False)}
+    found = most_on_nodes(nodes, [holding("small", 1, 0, **places), holding("large", large, 1)])["small"]
+    fits = [size - places[name] >= large for name, size in zip(nodes, sizes, strict=True)]
+    assert len(found) == (max(sizes) >= large and not any(fits))
+    for name, number in found.items():
+        assert number + large == sizes[int(name)]
+
+
+FOUR = {name: {"CPU": 4.0} for name in "abcd"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sizes", "epochs"),
+    [
+        (TWO, (1, 8), (20, 20)),
+        (TWO, (1, 1, 8), (20, 20, 20)),
+        (TWO, (1, 2, 8), (5, 120, 60)),
+        (FOUR, (1, 1, 2, 4), (20, 30, 40, 50)),
+    ],
+)
+def test_over_time_trials_as_large_as_a_node_have_their_part(
+    nodes: Mapping[str, Mapping[str, float]], sizes: Sequence[int], epochs: Sequence[float]
+) -> None:
+    """The sweeps come one after another, the one with the largest trials last."""
+    simulated = SimulatedRay(nodes, sizes, epochs)
+    for number in range(1, len(sizes)):
+        simulated.run(100 * number, range(number))
+    before, begin, end = simulated.used.copy(), 100 * (len(sizes) - 1), 7200
+    simulated.run(end, range(len(sizes)))
+    used = [now - then for now, then in zip(simulated.used, before, strict=True)]
+    assert min(used) / sum(used) > 0.8 / len(used), used
+    assert sum(used) > 0.85 * (end - begin) * sum(node["CPU"] for node in nodes.values()), used
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_small_trials_on_two_real_nodes_leave_one_to_a_large_one(tmp_path: Path) -> None:
+    """One on each reports first: were they only counted both would leave, and the large one wait for ever."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'benchmarks'}"}
+    command = [sys.executable, Path(__file__).with_name("making_room.py"), tmp_path]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found = json.loads(ran.stdout)
+    assert found["large"] is not None, "it waits"
+    assert {reason for reason, node in found["small"] if node == found["large"]} == {"preempted"}
+    assert {reason for reason, node in found["small"] if node != found["large"]} == {None}

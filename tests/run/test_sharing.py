@@ -6,28 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from demanding import demand
 from hypothesis import given
 from hypothesis import strategies as st
 
 from care_sweep.run.placing import capacity_of
 from care_sweep.run.sharing import TURN_SECONDS, Share, divide
 from care_sweep.store import DemandRecord
-
-
-def demand(sweep_id: str, **changes: Any) -> DemandRecord:
-    fields = {
-        "priority": 1.0,
-        "cpus_per_trial": 1,
-        "gpus_per_trial": 0.0,
-        "num_wanted": 1000,
-        "num_running": 0,
-        "places": {},
-        "share_seconds": 0.0,
-        "token_id": None,
-        "max_concurrent_trials": None,
-        "is_quota_spent": False,
-    }
-    return DemandRecord(id=sweep_id, **{**fields, **changes})
 
 
 def shares_of(nodes: Sequence[Mapping[str, float]], *demands: DemandRecord) -> Mapping[str, Share]:
