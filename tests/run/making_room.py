@@ -85,7 +85,7 @@ def _run(home: Path) -> Mapping[str, Any]:
         assert until(lambda: len(nodes(early)) == 4), "the small trials do not run"
         late = submit(1, gpus=2)
         assert until(lambda: len(attempts(late)) == 1), "the large trial is not begun"
-        is_known = time.monotonic() + 3  # to the driver of the small ones, which looks once a second
+        is_known = time.monotonic() + 5  # to the driver of the small ones, which looks once a second
         until(lambda: time.monotonic() > is_known)
         one_of_each = [nodes(early).index(node) for node in set(nodes(early))]
         for numbers in (one_of_each, range(4)):
