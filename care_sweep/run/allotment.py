@@ -11,7 +11,8 @@ from ray.exceptions import RayError
 
 from care_sweep.run.conductor import Conductor
 from care_sweep.run.nodes import Nodes
-from care_sweep.run.sharing import capacity_of, divide
+from care_sweep.run.placing import capacity_of
+from care_sweep.run.sharing import divide
 
 __all__ = ["Allotment"]
 
@@ -64,7 +65,7 @@ class Allotment:
         if demands is not None:
             self._is_known = True
             conductor.share = divide(nodes, demands).get(conductor.sweep_id, conductor.share)
-            conductor.explain(self._why_nothing_runs(nodes))
+            conductor.explain(self._why_nothing_runs(list(nodes.values())))
         if conductor.num_ended >= _FEW_TRIALS and _memory_bytes() > _MOST_MEMORY_BYTES:
             conductor.hand_over()
 

@@ -7,7 +7,7 @@ then may the trial go on; whatever dies in between, a new conductor rebuilt from
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +45,10 @@ _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _BACKOFF_SECONDS = 2.0  # before the second attempt; twice as long before each further one
 _LOOK_SECONDS = 0.5
+_ROOM_SECONDS = 5.0
+"""Room that was just made for a larger trial could go to one that begins: Tune keeps a worker for it, and Ray
+looks only once a second whether there is a place for what waits."""
+
 _WORKER_LOST = "worker lost"
 _OUT_OF_MEMORY = "out of memory"
 _NODE_DRAINED = "node drained"
@@ -80,6 +84,7 @@ class _OpenTrial:
     wants_memory: bool = False
     last_value: float | None = None
     not_before: float = 0.0
+    node_id: str | None = None
 
 
 class Conductor:
@@ -135,6 +140,7 @@ class Conductor:
         self._is_handing_over = False
         self._pause_seconds = 0.0
         self._paused_until = clock()
+        self._made_room_at = -math.inf
         self._replay(store)
         self._checkpoints.drop_surplus()
         self.look()
@@ -205,7 +211,12 @@ class Conductor:
 
     @property
     def most_at_once(self) -> int:
-        """Trials, as far as the cluster and the sweep's own limit go."""
+        """Trials, as far as the cluster and the sweep's own limit go.
+
+        None begins while some make room on a node for a larger one.
+        """
+        if self.share.num_misplaced(self._places()) or self._clock() - self._made_room_at < _ROOM_SECONDS:
+            return 0
         limit = self.spec.max_concurrent_trials
         return self.share.num_trials if limit is None else min(limit, self.share.num_trials)
 
@@ -231,6 +242,8 @@ class Conductor:
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
         self._spending.tick(is_running=self.num_running > 0)
+        if self.share.num_misplaced(self._places()):
+            self._made_room_at = self._clock()
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
@@ -274,6 +287,7 @@ class Conductor:
         """Store where an attempt runs, so that it is found in Ray's dashboard while it does."""
         if self.runs(number, attempt):
             self._lease.place_attempt(number, attempt, place)
+            self._open[number].node_id = place.node_id
 
     def measured(self, number: int, attempt: int, measurement: Measurement) -> bool:
         """Store what an epoch reported. True when the trial ends here and its worker must stop."""
@@ -293,7 +307,7 @@ class Conductor:
             self._close(number, state, final)
             self._note_checkpoint(number, final, trial.is_baseline, measurement.checkpoint)
             self._checkpoints.drop_surplus()
-        elif interruption := self._interruption():
+        elif interruption := self._interruption(trial):
             self._lease.interrupt_trial(number, reason=interruption)
             self._again.append(number)
         return not self.runs(number, attempt)
@@ -406,13 +420,20 @@ class Conductor:
         )
         self._spending.gpu_seconds += gpu_seconds
 
-    def _interruption(self) -> str | None:
+    def _places(self) -> Mapping[str, int]:
+        """How many trials run on which node, as far as that is known."""
+        waiting = set(self._again)
+        nodes = (trial.node_id for number, trial in self._open.items() if number not in waiting)
+        return Counter(node for node in nodes if node is not None)
+
+    def _interruption(self, trial: _OpenTrial) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
         if self.is_paused:
             return "paused"
         if self._is_handing_over:
             return "handed over"
-        return "preempted" if self.num_running > self.share.num_trials else None
+        gives_way = self.share.gives_way(trial.node_id, self.num_running, self._places())
+        return "preempted" if gives_way else None
 
     def _get_on(self) -> None:
         self._pause_seconds = 0.0
@@ -443,6 +464,7 @@ class Conductor:
 
     def _start(self, number: int, *, enqueued_as: int | None = None) -> Assignment:
         trial = self._open[number]
+        trial.node_id = None
         self._spending.tick(is_running=True)
         self._lease.start_attempt(
             number,

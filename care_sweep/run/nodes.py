@@ -31,9 +31,9 @@ class Nodes:
     def __init__(self) -> None:
         self._drained: set[str] = set()
 
-    def usable(self) -> Sequence[Mapping[str, float]]:
-        """The resources of each node that lives and is not being drained."""
-        return [node["Resources"] for node in self.staying()]
+    def usable(self) -> Mapping[str, Mapping[str, float]]:
+        """The resources of each node that lives and is not being drained, by its id."""
+        return {node["NodeID"]: node["Resources"] for node in self.staying()}
 
     def staying(self) -> Sequence[Mapping[str, Any]]:
         """These nodes, as Ray tells of them."""

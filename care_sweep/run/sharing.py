@@ -4,16 +4,18 @@ Every driver computes the same division from the nodes and the store, and keeps 
 Priorities weigh dominant shares (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011): a trial takes the
 largest of its shares of the cluster's CPUs and GPUs. Whole trials of a sweep's part are its own at once. The
 parts of trials that are left over go in turns to who has had least for its priority, and so does room for a
-trial so large that no whole one is due to its sweep.
+trial so large that no whole one is due to its sweep. Where trials run is up to Ray, but for nodes on which a
+larger one is to have room.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from care_sweep.run.placing import Holding, Node, capacity_of, most_on_nodes
 from care_sweep.store import DemandRecord
 
-__all__ = ["UNSHARED", "Share", "capacity_of", "divide"]
+__all__ = ["UNSHARED", "Share", "divide"]
 
 TURN_SECONDS = 60.0
 """What is taken in turns changes hands once its holder is this far ahead: each change costs a start."""
@@ -31,11 +33,23 @@ class Share:
         num_trials: at once.
         cost: share seconds of one trial's second: its dominant share, over the sweep's priority.
         least: share seconds that the sweep is taken to have had, so that no more than turns are owed to it.
+        at_most: of these trials on nodes, by their ids, where a larger one of another sweep is to have room.
     """
 
     num_trials: int
     cost: float = 0.0
     least: float = 0.0
+    at_most: Mapping[str, int] = field(default_factory=dict)
+
+    def num_misplaced(self, places: Mapping[str, int]) -> int:
+        """How many run where a larger one is to have room, of so many on each node."""
+        return sum(max(0, number - self.at_most.get(node, number)) for node, number in places.items())
+
+    def gives_way(self, node: str | None, num_running: int, places: Mapping[str, int]) -> bool:
+        """Whether a trial that reports on a node shall wait. So many run, where so far as is known."""
+        if node is not None and places.get(node, 0) > self.at_most.get(node, math.inf):
+            return True
+        return num_running - self.num_misplaced(places) > self.num_trials
 
 
 UNSHARED = Share(num_trials=2**31)
@@ -61,56 +75,28 @@ class _Claim:
         return self.turn * num_trials
 
 
-def divide(nodes: Sequence[Mapping[str, float]], demands: Sequence[DemandRecord]) -> Mapping[str, Share]:
+def divide(nodes: Mapping[str, Mapping[str, float]], demands: Sequence[DemandRecord]) -> Mapping[str, Share]:
     """The share of each sweep, by its id.
 
     Args:
-        nodes: the resources of each living node, as Ray names them ("CPU", "GPU").
+        nodes: the resources of each living node by its id, as Ray names them ("CPU", "GPU").
         demands: of the active sweeps, in order of acceptance: of equals the first comes first.
     """
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    resources = list(nodes.values())
+    total = {name: sum(node.get(name, 0.0) for node in resources) for name in ("CPU", "GPU")}
     highest = max((demand.priority for demand in demands), default=1.0)
-    claims = _with_least([_claim(demand, nodes, total, highest) for demand in demands])
+    claims = _with_least([_claim(demand, resources, total, highest) for demand in demands])
     limits = {
         demand.token_id: demand.max_concurrent_trials
         for demand in demands
         if demand.token_id is not None and demand.max_concurrent_trials is not None
     }
-    granted = _granted(nodes, claims, _ideal(total, limits, claims), limits)
-    return {claim.demand.id: Share(granted[claim.demand.id], claim.cost, claim.had) for claim in claims}
-
-
-def capacity_of(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float]) -> int:
-    """How many trials of `wanted` fit on the nodes; a trial does not span two, nor a part of a GPU."""
-    return sum(_Node(node).fitting(wanted) for node in nodes)
-
-
-class _Node:
-    """What is free on a node: CPUs, and of each GPU how much."""
-
-    def __init__(self, resources: Mapping[str, float]) -> None:
-        self.cpus = resources.get("CPU", 0.0)
-        self.gpus = [1.0] * int(resources.get("GPU", 0.0))
-
-    def fitting(self, wanted: Mapping[str, float]) -> int:
-        """How many more trials of `wanted` fit."""
-        by_cpus = math.floor(self.cpus / wanted["CPU"] + _ROUNDING)
-        gpus = wanted["GPU"]
-        if gpus > 1:
-            return min(by_cpus, sum(free > 1 - _ROUNDING for free in self.gpus) // round(gpus))
-        if gpus:
-            return min(by_cpus, sum(math.floor(free / gpus + _ROUNDING) for free in self.gpus))
-        return by_cpus
-
-    def take(self, wanted: Mapping[str, float], number: int) -> None:
-        """Have so many trials less room, the fullest GPUs first."""
-        self.cpus -= number * wanted["CPU"]
-        gpus = wanted["GPU"]
-        for _ in range(number if gpus else 0):
-            least = min(gpus, 1.0) - _ROUNDING
-            fit = sorted((free, index) for index, free in enumerate(self.gpus) if free >= least)
-            for _, index in fit[: math.ceil(gpus)]:
-                self.gpus[index] -= min(gpus, 1.0)
+    granted = _granted(resources, claims, _ideal(total, limits, claims), limits)
+    at_most = most_on_nodes(nodes, [_holding(claim, granted[claim.demand.id]) for claim in claims])
+    return {
+        claim.demand.id: Share(granted[claim.demand.id], claim.cost, claim.had, at_most[claim.demand.id])
+        for claim in claims
+    }
 
 
 def _claim(
@@ -127,6 +113,11 @@ def _claim(
     part = max((wanted[name] / total[name] for name in wanted if total[name]), default=0.0)
     turn = TURN_SECONDS * part / highest_priority
     return _Claim(demand, wanted, most, part / demand.priority, turn, demand.share_seconds)
+
+
+def _holding(claim: _Claim, num_granted: int) -> Holding:
+    demand = claim.demand
+    return Holding(demand.id, claim.wanted, claim.turn, num_granted, demand.num_running, demand.places)
 
 
 def _with_least(claims: Sequence[_Claim]) -> Sequence[_Claim]:
@@ -186,7 +177,7 @@ def _granted(
 
     Who has had least comes first, so that what does not fit beside others has its turn.
     """
-    free = [_Node(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0.0))]
+    free = [Node(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0.0))]
     granted = dict.fromkeys(ideal, 0)
     of_token = dict.fromkeys(limits, 0)
 
@@ -194,7 +185,9 @@ def _granted(
         token = claim.demand.token_id
         if token is not None and token in limits:
             number = min(number, limits[token] - of_token[token])
-        placed = _place(free, claim.wanted, number)
+        placed = 0
+        for node in free:
+            placed += node.take(claim.wanted, number - placed)
         granted[claim.demand.id] += placed
         if token is not None and token in limits:
             of_token[token] += placed
@@ -229,13 +222,3 @@ def _turn(claim: _Claim, granted: Mapping[str, int], ideal: Mapping[str, float])
 def _standing(claim: _Claim) -> float:
     """Share seconds, less a turn of what runs, which is not ended for less."""
     return claim.had - claim.turn_of(claim.demand.num_running)
-
-
-def _place(free: Sequence[_Node], wanted: Mapping[str, float], number: int) -> int:
-    """Put as many of `number` trials on the nodes as fit, which then have less free."""
-    placed = 0
-    for node in free:
-        here = max(0, min(node.fitting(wanted), number - placed))
-        node.take(wanted, here)
-        placed += here
-    return placed

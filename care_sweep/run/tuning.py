@@ -52,7 +52,7 @@ def run_trials(
         os.environ.setdefault(name, value)
     nodes = Nodes()
     await_same_version(conductor, nodes)
-    conductor.gpus_per_trial = choose_gpus(conductor, settings, nodes.usable())
+    conductor.gpus_per_trial = choose_gpus(conductor, settings, list(nodes.usable().values()))
     allotment = Allotment(conductor, nodes)
     while allotment.wait():
         _run(conductor, allotment, nodes, settings, work)

@@ -1,6 +1,7 @@
 """Who wants how much of the cluster, and what may their tokens take? Inside a transaction."""
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 from sqlalchemy import Connection, func, select
@@ -10,7 +11,7 @@ from care_sweep.spec import SweepState, TrialState
 from care_sweep.store.ending import OPEN_STATES
 from care_sweep.store.records import Caller, DemandRecord
 from care_sweep.store.rows import counts_of_trials
-from care_sweep.store.schema import sweeps, tokens
+from care_sweep.store.schema import attempts, sweeps, tokens, trials
 
 __all__ = ["demands_of_all", "require_quota"]
 
@@ -38,7 +39,9 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
         .where(is_active)
     )
     rows = sorted(connection.execute(query), key=attrgetter("sequence"))
-    counts = counts_of_trials(connection, [row.id for row in rows]) if rows else {}
+    ids = [row.id for row in rows]
+    counts = counts_of_trials(connection, ids) if rows else {}
+    places = _places(connection, ids)
     found = []
     for row in rows:
         spec, of_state = row.spec, counts[row.id]
@@ -61,6 +64,7 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
                 gpus_per_trial=gpus,
                 num_wanted=min(num_wanted, spec["max_concurrent_trials"] or num_wanted),
                 num_running=num_running,
+                places=places[row.id],
                 share_seconds=row.share_seconds,
                 token_id=row.token_id,
                 max_concurrent_trials=row.max_concurrent_trials,
@@ -68,6 +72,21 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
             )
         )
     return found
+
+
+def _places(connection: Connection, sweep_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+    """How many trials of each sweep run on which node, as far as their attempts have said where."""
+    of_trial = (attempts.c.sweep_id == trials.c.sweep_id) & (attempts.c.trial_number == trials.c.number)
+    query = (
+        select(trials.c.sweep_id, attempts.c.place)
+        .join(attempts, of_trial & (attempts.c.attempt == trials.c.attempt))
+        .where(trials.c.sweep_id.in_(list(sweep_ids)), trials.c.state == TrialState.RUNNING)
+    )
+    places: dict[str, Counter[str]] = defaultdict(Counter)
+    for sweep_id, place in connection.execute(query):
+        if place is not None:
+            places[sweep_id][place["node_id"]] += 1
+    return places
 
 
 def require_quota(connection: Connection, caller: Caller | None) -> None:

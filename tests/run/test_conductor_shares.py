@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from conducting import EPOCHS, Sweep, measure, next_of, run, sweep_spec
 
+from care_sweep.run.conductor import Assignment, Conductor
 from care_sweep.run.sharing import UNSHARED, Share
-from care_sweep.spec import Budget, TrialState
+from care_sweep.spec import Budget, Place, TrialState
 from care_sweep.store import Caller, Quota, Scope
 
 
@@ -32,6 +33,41 @@ def test_a_preempted_trial_goes_on_first_and_loses_nothing(make_sweep: Callable[
     reasons = [attempt.reason for attempt in sweep.store.attempts(sweep.id, 0)]
     assert reasons == ["preempted"] * (EPOCHS - 1) + [None]
     assert sweep.store.trial(sweep.id, 0).state is TrialState.COMPLETE
+
+
+def place(conductor: Conductor, trial: Assignment, node_id: str) -> None:
+    told = Place(actor_id="a1", node_id=node_id, log_name=None)
+    conductor.placed(trial.number, trial.attempt, told)
+
+
+def test_trials_make_room_on_a_node_and_only_there(make_sweep: Callable[..., Sweep]) -> None:
+    """Of four trials on two nodes two shall go: those of the one node, whichever reports first."""
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    trials = {name: next_of(conductor) for name in ("a0", "a1", "b0", "b1")}
+    for name, trial in trials.items():
+        place(conductor, trial, name[0])
+    conductor.share = Share(num_trials=2, at_most={"a": 0})
+    gave_way = {name: measure(conductor, trial, 1, 0.5) for name, trial in reversed(trials.items())}
+    assert gave_way == {"b1": False, "b0": False, "a1": True, "a0": True}
+    assert [one.reason for one in sweep.store.attempts(sweep.id, 0)] == ["preempted"]
+
+
+def test_none_begins_where_a_larger_one_waits(make_sweep: Callable[..., Sweep]) -> None:
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    first, second = next_of(conductor), next_of(conductor)
+    place(conductor, first, "a")
+    place(conductor, second, "b")
+    conductor.share = Share(num_trials=2, at_most={"a": 0})
+    assert not measure(conductor, second, 1, 0.5)
+    assert (conductor.most_at_once, conductor.has_room) == (0, False)
+    assert measure(conductor, first, 1, 0.5), "though its sweep runs no more than it may"
+    assert not conductor.has_room, "Ray has not yet given the node to the one that waits"
+    sweep.clock.now += 5
+    assert (conductor.most_at_once, conductor.has_room) == (2, True)
+    place(conductor, next_of(conductor), "b")
+    assert not measure(conductor, second, 2, 0.5)
 
 
 def test_what_a_trial_holds_of_the_cluster_is_counted(make_sweep: Callable[..., Sweep]) -> None:

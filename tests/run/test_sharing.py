@@ -6,30 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from demanding import demand
 from hypothesis import given
 from hypothesis import strategies as st
 
-from care_sweep.run.sharing import TURN_SECONDS, capacity_of, divide
+from care_sweep.run.placing import capacity_of
+from care_sweep.run.sharing import TURN_SECONDS, Share, divide
 from care_sweep.store import DemandRecord
 
 
-def demand(sweep_id: str, **changes: Any) -> DemandRecord:
-    fields = {
-        "priority": 1.0,
-        "cpus_per_trial": 1,
-        "gpus_per_trial": 0.0,
-        "num_wanted": 1000,
-        "num_running": 0,
-        "share_seconds": 0.0,
-        "token_id": None,
-        "max_concurrent_trials": None,
-        "is_quota_spent": False,
-    }
-    return DemandRecord(id=sweep_id, **{**fields, **changes})
+def shares_of(nodes: Sequence[Mapping[str, float]], *demands: DemandRecord) -> Mapping[str, Share]:
+    return divide({str(number): node for number, node in enumerate(nodes)}, demands)
 
 
 def trials(nodes: Sequence[Mapping[str, float]], *demands: DemandRecord) -> list[int]:
-    shares = divide(nodes, demands)
+    shares = shares_of(nodes, *demands)
     return [shares[one.id].num_trials for one in demands]
 
 
@@ -43,7 +34,7 @@ def test_priorities_divide_a_cluster() -> None:
 def test_a_late_sweep_has_its_share_at_once_and_not_all_that_it_missed() -> None:
     early, late = demand("a", num_running=4, share_seconds=1e6), demand("b", priority=3)
     assert trials(FOUR, early, late) == [1, 3]
-    assert divide(FOUR, [early, late])["b"].least == pytest.approx(1e6, rel=1e-3)
+    assert shares_of(FOUR, early, late)["b"].least == pytest.approx(1e6, rel=1e-3)
 
 
 def test_what_one_cannot_use_is_the_others() -> None:
@@ -151,9 +142,9 @@ def _over_time(
     reports: list[list[float]] = [[] for _ in sweeps]
     for now in range(int(end)):
         there = [i for i in sweeps if begins[i] <= now]
-        shares = divide(
+        shares = shares_of(
             [{"CPU": float(num_cpus)}],
-            [
+            *(
                 demand(
                     str(i),
                     priority=priorities[i],
@@ -162,7 +153,7 @@ def _over_time(
                     share_seconds=had[i],
                 )
                 for i in there
-            ],
+            ),
         )
         for i in there:
             share = shares[str(i)]
@@ -206,7 +197,7 @@ def test_a_sweep_that_comes_late_has_half_of_one_trial_from_then_on() -> None:
 def test_a_debt_does_not_grow_old() -> None:
     """A sweep that could not run for hours does not have the cluster for hours then."""
     poor, rich = demand("a", share_seconds=5.0), demand("b", num_running=1, share_seconds=36_000.0)
-    share = divide([{"CPU": 1.0}], [poor, rich])["a"]
+    share = shares_of([{"CPU": 1.0}], poor, rich)["a"]
     assert share.num_trials == 1
     assert share.least == pytest.approx(36_000 - 10 * TURN_SECONDS)
 

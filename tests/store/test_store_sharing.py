@@ -3,7 +3,16 @@
 from typing import Any
 
 import pytest
-from situations import PARAMETERS, Clock, claimed, in_the_middle, measurement, spec, together
+from situations import (
+    PARAMETERS,
+    PLACE,
+    Clock,
+    claimed,
+    in_the_middle,
+    measurement,
+    spec,
+    together,
+)
 
 from care_sweep.errors import QuotaExceeded
 from care_sweep.spec import SweepSpec, SweepState, TrialState
@@ -32,8 +41,21 @@ def test_a_driven_sweep_wants_what_is_left_of_it(store: Store) -> None:
     lease = ready(in_the_middle(store))  # of 4 trials one runs, one waits
     store.submit(spec())  # waits
     assert store.demands() == [
-        DemandRecord(id=lease.sweep_id, num_wanted=2, num_running=1, **WANTED, **NO_QUOTA)
+        DemandRecord(id=lease.sweep_id, num_wanted=2, num_running=1, places={}, **WANTED, **NO_QUOTA)
     ]
+
+
+def test_where_trials_run_is_known_while_they_do(store: Store) -> None:
+    lease = claimed(store)
+    for number in range(3):
+        lease.start_attempt(number, 1, PARAMETERS, is_baseline=False)
+        assert [one.places for one in store.demands()] == [{PLACE.node_id: number} if number else {}]
+        lease.place_attempt(number, 1, PLACE)
+    lease.finish_trial(0, TrialState.FAILED)
+    lease.interrupt_trial(1, reason="preempted")
+    assert [one.places for one in store.demands()] == [{PLACE.node_id: 1}]
+    lease.start_attempt(1, 2, PARAMETERS, is_baseline=False)
+    assert [one.places for one in store.demands()] == [{PLACE.node_id: 1}], "the second attempt is elsewhere"
 
 
 def test_a_sweep_whose_driver_cannot_begin_trials_wants_what_runs(store: Store) -> None:
