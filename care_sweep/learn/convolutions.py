@@ -9,9 +9,11 @@ that of the filters sums its products over the tiles instead.
 Shape suffixes: N images, H and W their sides, C channels in, D channels out, P the 36 points, T tiles.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple
+from threading import Barrier
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,12 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["Conv3x3", "with_fewer_multiplications"]
 
+_T = TypeVar("_T")
+
 _TILE, _OUTPUTS = 6, 4  # sides of a tile of inputs and of its outputs
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)  # and infinity; 0, 1, -1, 2, -2 have twice the rounding error
-_TILES_AT_ONCE = 128  # enough for fast products, few enough for their tiles to stay in a cache
-_PIECES = 3  # of what is as large as P filters: glibc returns what exceeds 32 MB at once, to fault it in anew
+_TILES_AT_ONCE = 128  # of a thread: enough for fast products, few enough to stay in a cache
+_NUMBERS_AT_ONCE = 2**20  # of filters at the points: glibc keeps small pieces of memory for the next
 _LEAST_CHANNELS, _LEAST_NUMBERS = 64, 2**14  # numbers at a point; with fewer torch's own is as fast
 
 
@@ -71,7 +75,7 @@ def _is_faster(images: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and height % _OUTPUTS == width % _OUTPUTS == 0
         and num_channels >= _LEAST_CHANNELS
-        and num_channels * num_tiles >= _LEAST_NUMBERS
+        and num_channels * num_tiles >= _LEAST_NUMBERS * torch.get_num_threads()
     )
 
 
@@ -93,7 +97,7 @@ class _Winograd(torch.autograd.Function):
             turned = _matrices(weight.dtype).filters.flip(1)
             of_images = _convolved(gradient, _filters(weight, turned))
         if ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(images, gradient)
+            of_weight = _weight_gradient(images, gradient, weight)
         return of_images, of_weight
 
 
@@ -122,36 +126,51 @@ def _matrices(dtype: torch.dtype) -> _Matrices:
 
 
 def _filters(weight: Tensor, matrix: Tensor) -> list[Tensor]:
-    """The filters at the points, in pieces of P: (p, D, C)."""
-    taps = weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return [(rows @ taps).view(-1, *weight.shape[:2]) for rows in _pieces(matrix)]
+    """The filters at the points, some points after others: (p, D, C)."""
+    taps, pieces = weight.permute(2, 3, 0, 1).reshape(9, -1), torch.split(matrix, _points_at_once(weight))
+    return [(rows @ taps).view(-1, *weight.shape[:2]) for rows in pieces]
 
 
 def _convolved(images: Tensor, filters: list[Tensor]) -> Tensor:
     """(N, D, H, W), channels last, of images (N, C, H, W) and filters (p, C, D)."""
     num_images, _, height, width = images.shape
-    outputs = images.new_empty(num_images, height, width, filters[0].shape[2]).permute(0, 3, 1, 2)
-    for rows, values_PTC in _at_points(images):
-        products_PTD = values_PTC.new_empty(*values_PTC.shape[:2], outputs.shape[1])
-        for values, one, products in zip(_pieces(values_PTC), filters, _pieces(products_PTD), strict=True):
-            torch.bmm(values, one, out=products)
-        tiles = _tiles(outputs[rows], _OUTPUTS)
-        tiles.copy_((_matrices(images.dtype).outputs @ products_PTD.flatten(1)).view(tiles.shape))
+    num_points, _, num_out = filters[0].shape
+    outputs = images.new_empty(num_images, height, width, num_out).permute(0, 3, 1, 2)
+
+    def fill(images: Tensor, outputs: Tensor) -> None:
+        for rows, values_PTC in _at_points(images):
+            products_PTD = values_PTC.new_empty(*values_PTC.shape[:2], num_out)
+            parts = torch.split(values_PTC, num_points), filters, torch.split(products_PTD, num_points)
+            for values, some_filters, products in zip(*parts, strict=True):
+                torch.bmm(values, some_filters, out=products)
+            tiles = _tiles(outputs[rows], _OUTPUTS)
+            tiles.copy_((_matrices(images.dtype).outputs @ products_PTD.flatten(1)).view(tiles.shape))
+
+    _in_threads(fill, images, outputs)
     return outputs
 
 
-def _weight_gradient(images: Tensor, gradient: Tensor) -> Tensor:
+def _weight_gradient(images: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """(D, C, 3, 3) of images (N, C, H, W) and the outputs' gradient (N, D, H, W)."""
-    matrices, num_in, num_out = _matrices(images.dtype), images.shape[1], gradient.shape[1]
-    sums = [images.new_empty(len(rows), num_out, num_in) for rows in _pieces(matrices.filters)]
-    for rows, values_PTC in _at_points(images):
-        tiles = _tiles(gradient[rows], _OUTPUTS).reshape(_OUTPUTS**2, -1)
-        gradients_PTD = (matrices.outputs.T @ tiles).view(_TILE**2, -1, num_out)
-        for one, gradients, values in zip(sums, _pieces(gradients_PTD), _pieces(values_PTC), strict=True):
-            one.baddbmm_(gradients.transpose(1, 2), values, beta=int(rows.start > 0))
-    pairs = zip(_pieces(matrices.filters), sums, strict=True)
-    taps = torch.stack([rows.T @ one.flatten(1) for rows, one in pairs]).sum(0)
+    num_out, num_in = weight.shape[:2]
+    matrices, num_points = _matrices(images.dtype), _points_at_once(weight)
+
+    def of_taps(images: Tensor, gradient: Tensor) -> Tensor:
+        taps = images.new_zeros(9, num_out * num_in)
+        for rows, values_PTC in _at_points(images):
+            tiles = _tiles(gradient[rows], _OUTPUTS).reshape(_OUTPUTS**2, -1)
+            gradients_PDT = (matrices.outputs.T @ tiles).view(_TILE**2, -1, num_out).transpose(1, 2)
+            parts = (torch.split(one, num_points) for one in (matrices.filters, gradients_PDT, values_PTC))
+            for filters, gradients, values in zip(*parts, strict=True):
+                taps.addmm_(filters.T, torch.bmm(gradients, values).flatten(1))
+        return taps
+
+    taps = torch.stack(_in_threads(of_taps, images, gradient)).sum(0)
     return taps.view(3, 3, num_out, num_in).permute(2, 3, 0, 1)
+
+
+def _points_at_once(weight: Tensor) -> int:
+    return max(1, _NUMBERS_AT_ONCE // weight[:, :, 0, 0].numel())
 
 
 def _at_points(images: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -172,5 +191,39 @@ def _tiles(images: Tensor, side: int) -> Tensor:
     return images.unfold(2, side, _OUTPUTS).unfold(3, side, _OUTPUTS).permute(4, 5, 0, 2, 3, 1)
 
 
-def _pieces(of_points: Tensor) -> tuple[Tensor, ...]:
-    return of_points.tensor_split(_PIECES)
+# --- threads ------------------------------------------------------------------------------------------------
+
+
+def _in_threads(work: Callable[[Tensor, Tensor], _T], first: Tensor, second: Tensor) -> list[_T]:
+    """What the work gives for each thread's share of the rows, in their order.
+
+    torch's threads would meet after each of hundreds of small products, and wait there for any that another
+    process has put off its processor.
+    """
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        return [work(first, second)]
+
+    @torch.no_grad()
+    def share(rows: tuple[Tensor, Tensor]) -> _T:
+        return work(*rows)
+
+    shares = zip(first.chunk(num_threads), second.chunk(num_threads), strict=True)
+    return list(_threads(num_threads).map(share, shares))
+
+
+@lru_cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which torch uses no other."""
+    started = Barrier(number + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(number, "convolutions", start)
+    for _ in range(number):
+        pool.submit(lambda: None)
+    started.wait()
+    torch.set_num_threads(number)  # also what threads begin with that are started by others
+    return pool

@@ -1,16 +1,20 @@
 """Are convolutions with fewer multiplications torch's, gradients too, and taken where they should be?"""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+from training import run, stop_after, trace
 
 from care_sweep.learn import convolutions
 from care_sweep.learn.convolutions import Conv3x3, _is_faster, _Winograd, with_fewer_multiplications
+from care_sweep.learn.data import Dataset
 from care_sweep.learn.encoder import build_encoder, build_model
+from care_sweep.spec import TrialConfig
 
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -73,6 +77,29 @@ def test_in_float32_it_rounds_to_2e_6(num_channels: int, side: int, layout: torc
         assert (found - expected).norm() < 2e-6 * expected.norm()
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("num_images", [1, 4, 7])
+def test_threads_share_the_images(num_images: int) -> None:
+    images, slope = (
+        drawn(num_images, 5, 8, 8, dtype=torch.float64),
+        drawn(num_images, 3, 8, 8, dtype=torch.float64),
+    )
+    weight = drawn(3, 5, 3, 3, dtype=torch.float64)
+    ours, again, theirs = (with_gradients(way, images, weight, slope) for way in (winograd, winograd, plain))
+    for one, same, other in zip(ours, again, theirs, strict=True):
+        assert torch.equal(one, same)
+        assert (one - other).abs().max() < 1e-12 * other.abs().max()
+    assert torch.get_num_threads() == 3
+
+
 def test_one_gradient_alone() -> None:
     images, weight = drawn(2, 3, 8, 8), drawn(4, 3, 3, 3)
     for asked in (images, weight):
@@ -115,6 +142,22 @@ def test_a_resnet_18_trains_as_of_plain_convolutions(monkeypatch: pytest.MonkeyP
         assert a.grad is not None, name
         assert b.grad is not None, name
         assert (a.grad - b.grad).norm() < 3e-2 * b.grad.norm(), name
+
+
+def test_a_trial_of_them_goes_on_to_the_bit(
+    config: TrialConfig, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_trace = trace(run(config, tiny, tmp_path / "plain"))
+    monkeypatch.setattr(convolutions, "_LEAST_NUMBERS", 0)  # or resnet_tiny would need larger batches
+    whole = run(config, tiny, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        run(config, tiny, tmp_path / "part", then=stop_after(1))
+    rest = run(config, tiny, tmp_path / "rest", resume_from=tmp_path / "part" / "state-00001.pt")
+    assert trace(rest) == trace(whole)[1:]
+    assert rest[-1].checkpoint == whole[-1].checkpoint
+    losses, plain_losses = (one[0]["train_loss"] for one in (trace(whole), plain_trace))
+    assert losses != plain_losses, "else what this shows is shown elsewhere"
+    assert losses == pytest.approx(plain_losses, rel=1e-5)
 
 
 def test_parameters_are_those_of_the_network_that_was_given() -> None:
