@@ -1,6 +1,7 @@
 """What has a sweep found? The stored trials as the analysis takes them, and its answer as one document."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from care_sweep.errors import NotFound
 from care_sweep.search import analysis
@@ -19,7 +20,7 @@ def best(store: Store, sweep_id: str, k: int) -> Best:
         NotFound: there is no such sweep.
     """
     sweep = store.sweep(sweep_id)
-    trials = _finished(store, sweep_id)
+    trials = _with_images(store, sweep_id, k, _finished(store, sweep_id))
     return Best(
         metric=sweep.spec.metric,
         configurations=analysis.best(trials, k),
@@ -36,24 +37,40 @@ def best_trial(store: Store, sweep_id: str) -> TrialRecord:
     Raises:
         NotFound: there is no such sweep, or none of its trials is COMPLETE.
     """
-    ranked = analysis.best(_finished(store, sweep_id), 1)
+    ranked = analysis.in_order(_finished(store, sweep_id))
     if not ranked:
         raise NotFound(f"no trial of sweep {sweep_id} is COMPLETE, so there is no best checkpoint yet")
     return store.trial(sweep_id, ranked[0].number)
 
 
 def _finished(store: Store, sweep_id: str) -> Sequence[FinishedTrial]:
-    states = [state for state in TrialState if state.is_terminal]
     return [
         FinishedTrial(
-            number=record.number,
-            values=record.parameters,
-            state=record.state,
-            value=record.value,
-            is_baseline=record.is_baseline,
-            num_validation_images=int(record.metrics.get("num_validation_images", 1)),
+            number=outcome.number,
+            values=outcome.parameters,
+            state=outcome.state,
+            value=outcome.value,
+            is_baseline=outcome.is_baseline,
         )
-        for record in store.trials(sweep_id, states=states).items
+        for outcome in store.outcomes(sweep_id)
+    ]
+
+
+def _with_images(
+    store: Store, sweep_id: str, k: int, trials: Sequence[FinishedTrial]
+) -> Sequence[FinishedTrial]:
+    """The same trials: those that are shown say how many images they were measured on."""
+    ranked = analysis.in_order(trials)
+    searched = [trial for trial in ranked if not trial.is_baseline]
+    by_number = sorted(ranked, key=lambda trial: trial.number)
+    shown = [*ranked[:k], *(trial for trial in ranked if trial.is_baseline), *searched[:1], *by_number[:1]]
+    records = store.trials(sweep_id, numbers={trial.number for trial in shown}).items
+    num_images = {record.number: int(record.metrics.get("num_validation_images", 1)) for record in records}
+    return [
+        replace(trial, num_validation_images=num_images[trial.number])
+        if trial.number in num_images
+        else trial
+        for trial in trials
     ]
 
 

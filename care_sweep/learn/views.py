@@ -306,15 +306,20 @@ def _crop_and_flip(images: Tensor, rows: Tensor, parameters: ViewParameters) -> 
     """The images of these rows, float in [0, 1]: cropped, resized to their own size as torchvision's bilinear
     resize, flipped."""
     p, (num_rows, num_columns) = parameters, images.shape[-2:]
-    across = _resize(p.left, p.width, num_columns, p.flip)
-    down = _resize(p.top, p.height, num_rows, torch.zeros_like(p.flip))
     on_cpu = images.device.type == "cpu"
     at_once = max(1, _PIXELS_AT_ONCE // (num_rows * num_columns) if on_cpu else len(images))
-    parts = []
-    for chosen, *weights in zip(*(torch.split(one, at_once) for one in (rows, *across, *down)), strict=True):
-        wide_n3Wh = _weighted_rows(unit(images.index_select(0, chosen)).mT, *weights[:2])
-        parts.append(_weighted_rows(wide_n3Wh.mT, *weights[2:]))
-    return torch.cat(parts)
+    down = _bags(*_resize(p.top, p.height, num_rows, torch.zeros_like(p.flip)), num_rows, at_once)
+    across = _bags(*_resize(p.left, p.width, num_columns, p.flip), num_columns, at_once)
+    dtype = images.dtype
+    if not dtype.is_floating_point:
+        dtype = torch.float32
+        down[1].div_(255)  # as `unit`
+    views = torch.empty(images.shape, dtype=dtype, device=images.device)
+    parts = (torch.split(one, at_once) for one in (views, rows, *down, *across))
+    for part, chosen, *bags in zip(*parts, strict=True):
+        tall_n3Hw = _weighted_rows(images.index_select(0, chosen).to(dtype), *bags[:2])
+        part.copy_(_weighted_rows(tall_n3Hw.mT, *bags[2:]).mT)
+    return views
 
 
 def _resize(start_N: Tensor, length_N: Tensor, size: int, mirrored_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,19 +340,24 @@ def _resize(start_N: Tensor, length_N: Tensor, size: int, mirrored_N: Tensor) ->
     return rows_NHK, torch.stack([1 - share_NH, share_NH], 2)
 
 
-def _weighted_rows(images_N3hw: Tensor, rows_NHK: Tensor, weights_NHK: Tensor) -> Tensor:
-    """(N, 3, H, w): each target row is the weighted sum of K source rows, an embedding bag of them."""
-    num_views, num_channels, num_rows, width = images_N3hw.shape
-    begin_N311 = torch.arange(0, num_views * num_channels * num_rows, num_rows).view(-1, num_channels, 1, 1)
+def _bags(rows_NHK: Tensor, weights_NHK: Tensor, num_rows: int, at_once: int) -> tuple[Tensor, Tensor]:
+    """The same (N, 3, H, K) for each channel, the rows counted from the first of `at_once` images on."""
+    image_N11 = (torch.arange(len(rows_NHK)) % at_once).view(-1, 1, 1)
+    begin_N311 = ((3 * image_N11 + torch.arange(3).view(3, 1)) * num_rows).unsqueeze(3)
     rows_N3HK = rows_NHK.unsqueeze(1) + begin_N311
-    weights_N3HK = weights_NHK.unsqueeze(1).expand_as(rows_N3HK)
+    return rows_N3HK, weights_NHK.unsqueeze(1).expand_as(rows_N3HK).contiguous()
+
+
+def _weighted_rows(images_N3hw: Tensor, rows_N3HK: Tensor, weights_N3HK: Tensor) -> Tensor:
+    """(N, 3, H, w): each target row is the weighted sum of K source rows, an embedding bag of them."""
+    width = images_N3hw.shape[3]
     sums = embedding_bag(
         rows_N3HK.flatten(0, 2).to(images_N3hw.device, non_blocking=True),
         images_N3hw.reshape(-1, width),
         mode="sum",
         per_sample_weights=weights_N3HK.flatten(0, 2).to(images_N3hw, non_blocking=True),
     )
-    return sums.view(num_views, num_channels, -1, width)
+    return sums.view(*rows_N3HK.shape[:3], width)
 
 
 # --- colour -------------------------------------------------------------------------------------------------
@@ -360,22 +370,20 @@ def _hue_place(parameters: ViewParameters) -> Tensor:
 
 
 def _jitter(views: Tensor, parameters: ViewParameters, hue_place: Tensor) -> None:
-    """Change the views, which come in the order of `hue_place`: at each place either all of a slice move
-    their hue, or all are mixed."""
+    """Change the views, which come in the order of `hue_place`: first what stands before the hue, then the
+    hue of all at once, then the rest. Those that are mixed in one place lie side by side."""
     num_places = parameters.order.shape[1]
-    slices = torch.bincount(hue_place, minlength=num_places + 1).tolist()
+    ends = torch.bincount(hue_place, minlength=num_places).cumsum(0).tolist()
+    num_jittered = ends[num_places - 1]
     amounts = (*_mixtures(parameters), parameters.factors[:, HUE])
-    parts = [torch.split(one.to(views, non_blocking=True), slices) for one in (views, *amounts)]
-    for of_hue, (slice_, colours, means, shift) in enumerate(zip(*parts, strict=True)):
-        if of_hue == num_places or len(slice_) == 0:
-            continue
-        changed = slice_
-        for place in range(num_places):
-            if place == of_hue:
-                _shift_hue(changed, shift)
-            else:
-                changed = _mixed(changed, colours[:, place], means[:, place])
-        slice_.copy_(changed)
+    colours, means, shift = (one.to(views, non_blocking=True) for one in amounts)
+    for place in range(num_places - 1):
+        later = slice(ends[place], num_jittered)
+        _mix(views[later], colours[later, place], means[later, place])
+    _shift_hue(views[:num_jittered], shift[:num_jittered])
+    for place in range(1, num_places):
+        earlier = slice(0, ends[place - 1])
+        _mix(views[earlier], colours[earlier, place], means[earlier, place])
 
 
 def _mixtures(parameters: ViewParameters) -> tuple[Tensor, Tensor]:
@@ -392,10 +400,12 @@ def _mixtures(parameters: ViewParameters) -> tuple[Tensor, Tensor]:
     return itself_NPCC + of_gray_NP[..., None, None] * gray_C, of_mean_NP[..., None] * gray_C
 
 
-def _mixed(views: Tensor, colours_NCC: Tensor, means_NC: Tensor) -> Tensor:
+def _mix(views: Tensor, colours_NCC: Tensor, means_NC: Tensor) -> None:
+    if len(views) == 0:
+        return
     pixels = views.flatten(2)
     added_N11 = (pixels.mean(2) * means_NC).sum(1).view(-1, 1, 1)
-    return torch.baddbmm(added_N11, colours_NCC, pixels).clamp_(0, 1).view_as(views)
+    torch.clamp(torch.baddbmm(added_N11, colours_NCC, pixels), 0, 1, out=pixels)
 
 
 def gray(views: Tensor) -> Tensor:
@@ -411,16 +421,18 @@ def _shift_hue(views: Tensor, shift: Tensor) -> None:
     Away from red, towards green or towards blue, the hue is 1 + (green + blue - red - least) / chroma.
     """
     red, green, blue = views.unbind(1)
-    least = torch.minimum(torch.minimum(red, green), blue)
-    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(least)
-    from_red = (green + blue).sub_(red).sub_(least)
-    from_red.div_(chroma.clamp_min(torch.finfo(chroma.dtype).tiny)).add_(1)
-    hue = from_red.copysign_(green - blue).add_(6 * shift.view(-1, 1, 1))
-    hue.sub_((hue / 6).floor_().mul_(6))
-    torch.sub((hue - 3).abs_(), 1, out=red)
-    torch.sub(2, (hue - 2).abs_(), out=green)
-    torch.sub(2, (hue - 4).abs_(), out=blue)
-    views.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(least.unsqueeze(1))
+    least = torch.minimum(red, green)
+    torch.minimum(least, blue, out=least)
+    chroma = torch.maximum(red, green)
+    torch.maximum(chroma, blue, out=chroma).sub_(least)
+    hue = (green + blue).sub_(red).sub_(least)
+    spare = chroma.clamp_min(torch.finfo(chroma.dtype).tiny)
+    hue.div_(spare).add_(1).copysign_(torch.sub(green, blue, out=spare)).add_(6 * shift.view(-1, 1, 1))
+    hue.sub_(torch.div(hue, 6, out=spare).floor_(), alpha=6)
+    torch.sub(hue, 3, out=red).abs_().sub_(1)
+    torch.sub(2, torch.sub(hue, 2, out=spare).abs_(), out=green)
+    torch.sub(2, torch.sub(hue, 4, out=spare).abs_(), out=blue)
+    torch.addcmul(least.unsqueeze(1), views.clamp_(0, 1), chroma.unsqueeze(1), out=views)
 
 
 # --- blur ---------------------------------------------------------------------------------------------------
@@ -433,15 +445,21 @@ def blur_taps(sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blurred(views: Tensor, sigma: Tensor) -> Tensor:
-    """A 3x3 Gaussian of `sigma` (N, 1, 1, 1) pixels with reflected edges, as one pass down and one across."""
+    """A 3x3 Gaussian of `sigma` (N, 1, 1, 1) pixels with reflected edges, as one pass down and one across; in
+    place of the views, which are contiguous."""
     middle, side = blur_taps(sigma)
     for axis in (2, 3):
-        views = _three_taps(views, middle, side, axis)
-    return views
+        views.add_(_neighbours(views, axis).mul_(side / middle))
+    return views.mul_(middle.square())
 
 
-def _three_taps(views: Tensor, middle: Tensor, side: Tensor, axis: int) -> Tensor:
-    sums, last = views * middle, views.shape[axis] - 1
-    for target, source, length in ((1, 0, last), (0, 1, last), (0, 1, 1), (last, last - 1, 1)):
-        sums.narrow(axis, target, length).addcmul_(views.narrow(axis, source, length), side)
+def _neighbours(views: Tensor, axis: int) -> Tensor:
+    """The sum of the two neighbours of each pixel along an axis: at an edge the one that there is, twice.
+
+    All pixels are added as if they were one row, in long runs; then the edges are put right.
+    """
+    sums, step, pixels = torch.empty_like(views), views.stride(axis), views.view(-1)
+    torch.add(pixels[: -2 * step], pixels[2 * step :], out=sums.view(-1)[step:-step])
+    for edge, neighbour in ((0, 1), (-1, -2)):
+        torch.mul(views.select(axis, neighbour), 2, out=sums.select(axis, edge))
     return sums

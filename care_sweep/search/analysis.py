@@ -7,12 +7,13 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from care_sweep.documents import Document
-from care_sweep.search.space import distributions
+from care_sweep.search.space import distributions_of_each
 from care_sweep.search.study import quiet_study
 from care_sweep.spec import Scalar, SearchSpace, TrialState
 
@@ -24,6 +25,7 @@ __all__ = [
     "baselines",
     "best",
     "compare_with_baselines",
+    "in_order",
     "parameter_importance",
     "standard_error",
 ]
@@ -33,14 +35,18 @@ _MIN_TRIALS_FOR_IMPORTANCE = 10
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """A trial in a terminal state; `value` is needed of COMPLETE trials only, the others do not rank."""
+    """A trial in a terminal state.
+
+    `value` is needed of COMPLETE trials only, the others do not rank, and `num_validation_images` of those
+    whose standard error is told.
+    """
 
     number: int
     values: Mapping[str, Scalar]
     state: TrialState
     value: float | None
     is_baseline: bool
-    num_validation_images: int
+    num_validation_images: int | None = None
 
 
 class RankedTrial(Document):
@@ -88,14 +94,22 @@ def standard_error(accuracy: float, num_images: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / num_images)
 
 
+def in_order(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
+    """The COMPLETE trials, the best first; equal values in order of number."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    complete.sort(key=attrgetter("number"))
+    complete.sort(key=_value, reverse=True)  # equal ones stay as they were
+    return complete
+
+
 def best(trials: Iterable[FinishedTrial], k: int | None = None) -> list[RankedTrial]:
-    """The k best COMPLETE trials (default: all), baselines among them; equal values in order of number."""
-    return [_ranked(rank, trial) for rank, trial in enumerate(_in_order(trials)[:k], start=1)]
+    """The k best COMPLETE trials (default: all), baselines among them."""
+    return [_ranked(rank, trial) for rank, trial in enumerate(in_order(trials)[:k], start=1)]
 
 
 def baselines(trials: Iterable[FinishedTrial]) -> list[RankedTrial]:
     """The COMPLETE baselines by number, each with its place among all trials."""
-    places = enumerate(_in_order(trials), start=1)
+    places = enumerate(in_order(trials), start=1)
     found = [_ranked(rank, trial) for rank, trial in places if trial.is_baseline]
     return sorted(found, key=lambda trial: trial.number)
 
@@ -107,7 +121,7 @@ def compare_with_baselines(trials: Sequence[FinishedTrial]) -> list[Comparison]:
     encoders mostly err alike, so it is conservative. But the best of n is chosen by the very value that is
     compared: with n > 1 the difference is optimistic, and each note says so.
     """
-    searched = _in_order(trial for trial in trials if not trial.is_baseline)
+    searched = in_order(trial for trial in trials if not trial.is_baseline)
     if not searched:
         return []
     winner = _ranked(1, searched[0])
@@ -129,18 +143,13 @@ def parameter_importance(space: SearchSpace, trials: Iterable[FinishedTrial]) ->
     return Importance(num_trials=len(complete), importances=importances, reason=reason)
 
 
-def _in_order(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
-    """The COMPLETE trials, the best first."""
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    return sorted(complete, key=lambda trial: (-_value(trial), trial.number))
-
-
 def _value(trial: FinishedTrial) -> float:
     assert trial.value is not None, f"trial {trial.number} is COMPLETE without value"
     return trial.value
 
 
 def _ranked(rank: int, trial: FinishedTrial) -> RankedTrial:
+    assert trial.num_validation_images is not None, f"trial {trial.number} has no number of images"
     return RankedTrial(
         rank=rank,
         number=trial.number,
@@ -180,6 +189,8 @@ class _GivenTrials(optuna.storages.InMemoryStorage):
 
     def __init__(self, space: SearchSpace, complete: Sequence[FinishedTrial]) -> None:
         super().__init__()
+        ordered = sorted(complete, key=lambda trial: trial.number)
+        drawn_from = distributions_of_each(space, (trial.values for trial in ordered))
         self._given = [
             optuna.trial.FrozenTrial(
                 number=number,
@@ -187,14 +198,14 @@ class _GivenTrials(optuna.storages.InMemoryStorage):
                 state=optuna.trial.TrialState.COMPLETE,
                 value=trial.value,
                 params=dict(trial.values),
-                distributions=distributions(space, trial.values),
+                distributions=found,
                 datetime_start=None,
                 datetime_complete=None,
                 user_attrs={},
                 system_attrs={},
                 intermediate_values={},
             )
-            for number, trial in enumerate(sorted(complete, key=lambda trial: trial.number))
+            for number, (trial, found) in enumerate(zip(ordered, drawn_from, strict=True))
         ]
 
     def get_all_trials(self, *_: object, **__: object) -> list[optuna.trial.FrozenTrial]:

@@ -1,6 +1,6 @@
 """How does a search space read to Optuna? What it may suggest, and what it did when a trial is replayed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import optuna
 from optuna.distributions import (
@@ -14,7 +14,13 @@ from care_sweep.documents import pointer, shorten, unknown
 from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.spec import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar, SearchSpace
 
-__all__ = ["distributions", "distributions_inside", "suggest", "unconditional_distributions"]
+__all__ = [
+    "distributions",
+    "distributions_inside",
+    "distributions_of_each",
+    "suggest",
+    "unconditional_distributions",
+]
 
 
 def suggest(space: SearchSpace, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
@@ -36,10 +42,23 @@ def distributions(space: SearchSpace, values: Mapping[str, Scalar]) -> dict[str,
         InvalidDocument: a value lies outside its range, an active parameter is missing, or a value belongs
             to no parameter that is active: the values come from another space than this one.
     """
-    problems = list(_problems(space, values))
-    if problems:
-        raise InvalidDocument(problems)
-    return {name: _distribution(space.parameters[name]) for name in values}
+    return next(distributions_of_each(space, [values]))
+
+
+def distributions_of_each(
+    space: SearchSpace, points: Iterable[Mapping[str, Scalar]]
+) -> Iterator[dict[str, BaseDistribution]]:
+    """As `distributions` of one point after the other; a parameter has the same distribution in all of them.
+
+    Raises:
+        InvalidDocument: as `distributions`, when it comes to that point.
+    """
+    every = {name: _distribution(parameter) for name, parameter in space.parameters.items()}
+    for values in points:
+        problems = list(_problems(space, values))
+        if problems:
+            raise InvalidDocument(problems)
+        yield {name: every[name] for name in values}
 
 
 def distributions_inside(space: SearchSpace, values: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:

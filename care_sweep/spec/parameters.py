@@ -29,9 +29,9 @@ class _Conditional(Document):
     )
 
     def is_active(self, values: Mapping[str, Scalar]) -> bool:
-        return all(
+        return self.when is None or all(
             name in values and values[name] in (wanted if isinstance(wanted, list) else [wanted])
-            for name, wanted in (self.when or {}).items()
+            for name, wanted in self.when.items()
         )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "EventRecord",
     "HoldRecord",
     "MeasurementRecord",
+    "OutcomeRecord",
     "Page",
     "Quota",
     "Scope",
@@ -228,6 +229,17 @@ class TrialRecord:
     started_at: float | None
     finished_at: float | None
     is_stop_requested: bool
+
+
+@dataclass(frozen=True)
+class OutcomeRecord:
+    """How a trial ended, and no more of it; `value` is set when COMPLETE."""
+
+    number: int
+    parameters: Mapping[str, Scalar]
+    is_baseline: bool
+    state: TrialState
+    value: float | None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, func, select, true
 from care_sweep.errors import NotFound
 from care_sweep.spec import CheckpointReference, Place, SweepSpec, SweepState, TrialState
 from care_sweep.store.records import AttemptRecord, Caller, Scope, SweepRecord, TrialRecord
-from care_sweep.store.schema import sweeps, trials
+from care_sweep.store.schema import measurements, sweeps, trials
 
 __all__ = [
+    "WHOLE_TRIALS",
     "attempt_record",
     "counts_of_trials",
     "state_of",
@@ -19,6 +20,21 @@ __all__ = [
     "trial_record",
     "visible_to",
 ]
+
+WHOLE_TRIALS = select(
+    trials,
+    # One row by its key for each trial that is answered. As an outer join, PostgreSQL may join all the
+    # trials of a sweep before it takes a page of them, by a plan for as few as the last statistics had.
+    select(measurements.c.metrics)
+    .where(
+        measurements.c.sweep_id == trials.c.sweep_id,
+        measurements.c.trial_number == trials.c.number,
+        measurements.c.epoch == trials.c.last_epoch,
+    )
+    .scalar_subquery()
+    .label("metrics"),
+)
+"""Every column of `trials`, and the `metrics` of the last epoch."""
 
 
 def visible_to(caller: Caller | None) -> ColumnElement[bool]:
@@ -79,7 +95,7 @@ def attempt_record(row: RowMapping) -> AttemptRecord:
 
 
 def trial_record(row: RowMapping) -> TrialRecord:
-    """A whole row of `trials`, with the `metrics` of its last epoch."""
+    """A row of `WHOLE_TRIALS`."""
     fields = dict(row)
     fields["state"] = TrialState(row["state"])
     fields["metrics"] = row["metrics"] or {}

@@ -3,7 +3,7 @@
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import fields
 from itertools import groupby
@@ -30,12 +30,14 @@ from care_sweep.store.records import (
     EventRecord,
     HoldRecord,
     MeasurementRecord,
+    OutcomeRecord,
     Page,
     SweepRecord,
     TrialRecord,
     Wishes,
 )
 from care_sweep.store.rows import (
+    WHOLE_TRIALS,
     attempt_record,
     counts_of_trials,
     state_of,
@@ -270,18 +272,27 @@ class Store:
         sweep_id: str,
         *,
         states: Sequence[TrialState] = (),
+        numbers: Collection[int] | None = None,
         page_size: int | None = None,
         page_token: str | None = None,
     ) -> Page[TrialRecord]:
         """Trials of a sweep by number, with the metrics of their last epoch; all of them without `page_size`.
 
+        Args:
+            states: only those in one of these, if any is given.
+            numbers: only these.
+            page_size: how many at most.
+            page_token: where the page before ended.
+
         Raises:
             NotFound: there is no such sweep.
             ValueError: the token is not one that this method gave.
         """
-        query = _TRIALS.where(trials.c.sweep_id == sweep_id).order_by(trials.c.number)
+        query = WHOLE_TRIALS.where(trials.c.sweep_id == sweep_id).order_by(trials.c.number)
         if states:
             query = query.where(trials.c.state.in_(list(states)))
+        if numbers is not None:
+            query = query.where(trials.c.number.in_(list(numbers)))
         if page_token is not None:
             query = query.where(trials.c.number > _number(page_token))
         if page_size is not None:
@@ -297,11 +308,27 @@ class Store:
         """One trial. Raises NotFound."""
         with reading(self.engine) as connection:
             state_of(connection, sweep_id, self._caller)
-            query = _TRIALS.where(trials.c.sweep_id == sweep_id, trials.c.number == number)
+            query = WHOLE_TRIALS.where(trials.c.sweep_id == sweep_id, trials.c.number == number)
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
             raise NotFound(f"sweep {sweep_id} has no trial {number}")
         return trial_record(row)
+
+    def outcomes(self, sweep_id: str) -> Sequence[OutcomeRecord]:
+        """How each trial that is over ended, by number. Raises NotFound where there is no such sweep."""
+        c = trials.c
+        query = (
+            select(c.number, c.parameters, c.is_baseline, c.state, c.value)
+            .where(c.sweep_id == sweep_id, c.state.not_in(OPEN_STATES))
+            .order_by(c.number)
+        )
+        with reading(self.engine) as connection:
+            state_of(connection, sweep_id, self._caller)
+            rows = connection.execute(query).all()
+        return [
+            OutcomeRecord(number, parameters, is_baseline, TrialState(state), value)
+            for number, parameters, is_baseline, state, value in rows
+        ]
 
     def attempts(self, sweep_id: str, number: int) -> Sequence[AttemptRecord]:
         """Every execution of a trial, first to last. Raises NotFound where there is no such sweep."""
@@ -470,21 +497,6 @@ def _under_way(idempotency_key: str | None) -> RequestUnderWay:
     return RequestUnderWay(
         f"a request with the Idempotency-Key {idempotency_key!r} may still be under way; send it again"
     )
-
-
-_TRIALS = select(
-    trials,
-    # One row by its key for each trial that is answered. As an outer join, PostgreSQL may join all the
-    # trials of a sweep before it takes a page of them, by a plan for as few as the last statistics had.
-    select(measurements.c.metrics)
-    .where(
-        measurements.c.sweep_id == trials.c.sweep_id,
-        measurements.c.trial_number == trials.c.number,
-        measurements.c.epoch == trials.c.last_epoch,
-    )
-    .scalar_subquery()
-    .label("metrics"),
-)
 
 
 def _number(page_token: str) -> int:

@@ -16,7 +16,7 @@ from optuna.search_space import IntersectionSearchSpace
 
 from care_sweep.documents import parse
 from care_sweep.errors import InvalidDocument
-from care_sweep.search import study as study_module
+from care_sweep.search.sampler import EnteredTrial, TabledSampler
 from care_sweep.search.study import Study
 from care_sweep.spec import Scalar, SearchSpace, TrialState
 
@@ -149,9 +149,7 @@ def test_what_the_sampler_is_told_is_what_it_would_find(seed: int, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(IntersectionSearchSpace, "calculate", None)
         told_so = asked()
-    monkeypatch.setattr(
-        study_module._Sampler, "infer_relative_search_space", TPESampler.infer_relative_search_space
-    )
+    monkeypatch.setattr(TabledSampler, "infer_relative_search_space", TPESampler.infer_relative_search_space)
     assert told_so == asked()
 
 
@@ -221,8 +219,8 @@ def test_points_make_configurations(name: str, request: pytest.FixtureRequest) -
 
 
 def told(study: Study) -> list[optuna.trial.FrozenTrial]:
-    """Optuna's trials without the scratch ones, which hold no intermediate values and failed."""
-    return [trial for trial in study._study.trials if "fixed_params" in trial.system_attrs]
+    """Optuna's trials without the scratch ones."""
+    return [trial for trial in study._study.trials if isinstance(trial, EnteredTrial)]
 
 
 def test_every_end_is_told_as_what_it_is(plain_space: SearchSpace) -> None:

@@ -10,7 +10,7 @@ from fabrication import Fabricator
 from fastapi.testclient import TestClient
 
 from care_sweep.errors import DatabaseUnavailable
-from care_sweep.spec import Place, SweepState, TrialState
+from care_sweep.spec import Measurement, Place, SweepState, TrialState
 from care_sweep.store import Store
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -119,6 +119,25 @@ def test_best(http: TestClient, fabricate: Fabricator) -> None:
     assert best["importance"]["method"] == "PED-ANOVA"
     assert "needs 10" in best["importance"]["reason"]
     assert "4 COMPLETE" in best["evidence"] and "400 validation images" in best["evidence"]
+
+
+def test_each_that_is_shown_has_the_error_of_its_own_images(http: TestClient, fabricate: Fabricator) -> None:
+    """The best two, the best that was searched, which comes third, and a baseline that comes last."""
+    lease = fabricate.claimed(num_trials=5)
+    for number, (value, is_baseline) in enumerate([(0.1, True), (0.5, True), (0.5, True), (0.4, False)]):
+        parameters = {"temperature": 0.5, "equivariance_weight": 0.1}
+        lease.start_attempt(number, 1, parameters, is_baseline=is_baseline)
+        metrics = {"validation_knn_accuracy": value, "num_validation_images": 100.0 * (1 + number)}
+        last = Measurement(epoch=1, metrics=metrics, seconds=1.0)
+        lease.record(number, 1, last, state=TrialState.COMPLETE, value=value)
+    best = http.get(f"/v1/sweeps/{lease.sweep_id}/best?k=2").json()
+    expected = [(p * (1 - p) / n) ** 0.5 for p, n in ((0.1, 100), (0.5, 200), (0.5, 300), (0.4, 400))]
+    shown = {one["number"]: one["standard_error"] for one in best["configurations"] + best["baselines"]}
+    assert shown == {number: pytest.approx(expected[number]) for number in (0, 1, 2)}
+    assert [one["standard_error"] for one in best["comparisons"]] == [
+        pytest.approx((expected[3] ** 2 + expected[number] ** 2) ** 0.5) for number in (0, 1, 2)
+    ]
+    assert "4 COMPLETE of 4" in best["evidence"] and "on 100 validation images" in best["evidence"]
 
 
 def test_importance_of_a_longer_sweep(http: TestClient, fabricate: Fabricator) -> None:

@@ -27,6 +27,8 @@ READS: Mapping[str, Callable[[Store, str], object]] = {
     "wishes": lambda store, sweep: store.wishes(sweep, seen=0),
     "trials": lambda store, sweep: store.trials(sweep, page_size=10, page_token=LAST_SEEN),
     "trials that failed": lambda store, sweep: store.trials(sweep, states=[TrialState.FAILED], page_size=10),
+    "trials by number": lambda store, sweep: store.trials(sweep, numbers={3, 300}),
+    "outcomes": lambda store, sweep: store.outcomes(sweep),
     "a trial": lambda store, sweep: store.trial(sweep, 300),
     "its measurements": lambda store, sweep: store.measurements(sweep, 300),
     "its attempts": lambda store, sweep: store.attempts(sweep, 300),

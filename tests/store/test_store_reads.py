@@ -18,8 +18,9 @@ from situations import (
     together,
 )
 
+from care_sweep.errors import NotFound
 from care_sweep.spec import SweepState, TrialState
-from care_sweep.store import Lease, MeasurementRecord, Page, Store
+from care_sweep.store import Lease, MeasurementRecord, OutcomeRecord, Page, Store
 
 _T = TypeVar("_T")
 
@@ -112,6 +113,25 @@ def test_pages_of_trials_have_no_gap_and_no_repeat(
         page_size,
     )
     assert found == wanted
+
+
+def test_trials_by_number(store: Store) -> None:
+    sweep_id = in_the_middle(store).sweep_id
+    every = store.trials(sweep_id).items
+    assert store.trials(sweep_id, numbers={2, 0, 99}).items == [every[0], every[2]]
+    assert store.trials(sweep_id, numbers=()).items == []
+
+
+def test_outcomes_are_those_of_the_trials_that_are_over(store: Store) -> None:
+    sweep_id = in_the_middle(store).sweep_id
+    over = [trial for trial in store.trials(sweep_id).items if trial.state.is_terminal]
+    assert 0 < len(over) < len(store.trials(sweep_id).items)
+    assert store.outcomes(sweep_id) == [
+        OutcomeRecord(trial.number, trial.parameters, trial.is_baseline, trial.state, trial.value)
+        for trial in over
+    ]
+    with pytest.raises(NotFound):
+        store.outcomes("nowhere")
 
 
 @few
