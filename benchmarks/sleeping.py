@@ -38,7 +38,8 @@ def sleeping(seconds_per_epoch: float) -> Callable[[Mapping[str, Any]], None]:
         from care_sweep.storage import open_storage
 
         here = ray.get_runtime_context()
-        told = Place(actor_id=here.get_actor_id(), node_id=here.get_node_id(), log_name=None)
+        ids = {"actor_id": here.get_actor_id(), "node_id": here.get_node_id()}
+        told = Place(**ids, log_name=None, gpus=tuple(map(str, ray.get_gpu_ids())))
         tune.report({"place": told.model_dump_json()})
         config, scratch = order["config"], Path(order["scratch_directory"])
         storage = open_storage(order["storage_uri"])

@@ -25,6 +25,7 @@ from care_sweep.spec import (
     Measurement,
     Place,
     Scalar,
+    Spot,
     SweepSpec,
     SweepState,
     TrialConfig,
@@ -84,7 +85,7 @@ class _OpenTrial:
     wants_memory: bool = False
     last_value: float | None = None
     not_before: float = 0.0
-    node_id: str | None = None
+    spot: Spot | None = None
 
 
 class Conductor:
@@ -213,7 +214,7 @@ class Conductor:
     def most_at_once(self) -> int:
         """Trials, as far as the cluster and the sweep's own limit go.
 
-        None begins while some make room on a node for a larger one.
+        None begins while some make room for a larger one.
         """
         if self.share.num_misplaced(self._places()) or self._clock() - self._made_room_at < _ROOM_SECONDS:
             return 0
@@ -287,7 +288,7 @@ class Conductor:
         """Store where an attempt runs, so that it is found in Ray's dashboard while it does."""
         if self.runs(number, attempt):
             self._lease.place_attempt(number, attempt, place)
-            self._open[number].node_id = place.node_id
+            self._open[number].spot = place.spot
 
     def measured(self, number: int, attempt: int, measurement: Measurement) -> bool:
         """Store what an epoch reported. True when the trial ends here and its worker must stop."""
@@ -420,11 +421,11 @@ class Conductor:
         )
         self._spending.gpu_seconds += gpu_seconds
 
-    def _places(self) -> Mapping[str, int]:
-        """How many trials run on which node, as far as that is known."""
+    def _places(self) -> Mapping[Spot, int]:
+        """How many trials run where, as far as that is known."""
         waiting = set(self._again)
-        nodes = (trial.node_id for number, trial in self._open.items() if number not in waiting)
-        return Counter(node for node in nodes if node is not None)
+        spots = (trial.spot for number, trial in self._open.items() if number not in waiting)
+        return Counter(spot for spot in spots if spot is not None)
 
     def _interruption(self, trial: _OpenTrial) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
@@ -432,7 +433,7 @@ class Conductor:
             return "paused"
         if self._is_handing_over:
             return "handed over"
-        gives_way = self.share.gives_way(trial.node_id, self.num_running, self._places())
+        gives_way = self.share.gives_way(trial.spot, self.num_running, self._places())
         return "preempted" if gives_way else None
 
     def _get_on(self) -> None:
@@ -464,7 +465,7 @@ class Conductor:
 
     def _start(self, number: int, *, enqueued_as: int | None = None) -> Assignment:
         trial = self._open[number]
-        trial.node_id = None
+        trial.spot = None
         self._spending.tick(is_running=True)
         self._lease.start_attempt(
             number,

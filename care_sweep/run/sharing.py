@@ -4,15 +4,16 @@ Every driver computes the same division from the nodes and the store, and keeps 
 Priorities weigh dominant shares (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011): a trial takes the
 largest of its shares of the cluster's CPUs and GPUs. Whole trials of a sweep's part are its own at once. The
 parts of trials that are left over go in turns to who has had least for its priority, and so does room for a
-trial so large that no whole one is due to its sweep. Where trials run is up to Ray, but for nodes on which a
-larger one is to have room.
+trial so large that no whole one is due to its sweep. Where trials run is up to Ray, but for nodes and GPUs
+on which a larger one is to have room.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from care_sweep.run.placing import Holding, Node, capacity_of, most_on_nodes
+from care_sweep.run.placing import Holding, Node, capacity_of, most_in_places
+from care_sweep.spec import Spot
 from care_sweep.store import DemandRecord
 
 __all__ = ["UNSHARED", "Share", "divide"]
@@ -33,21 +34,21 @@ class Share:
         num_trials: at once.
         cost: share seconds of one trial's second: its dominant share, over the sweep's priority.
         least: share seconds that the sweep is taken to have had, so that no more than turns are owed to it.
-        at_most: of these trials on nodes, by their ids, where a larger one of another sweep is to have room.
+        at_most: of these trials on GPUs and nodes where a larger one of another sweep is to have room.
     """
 
     num_trials: int
     cost: float = 0.0
     least: float = 0.0
-    at_most: Mapping[str, int] = field(default_factory=dict)
+    at_most: Mapping[Spot, int] = field(default_factory=dict)
 
-    def num_misplaced(self, places: Mapping[str, int]) -> int:
-        """How many run where a larger one is to have room, of so many on each node."""
-        return sum(max(0, number - self.at_most.get(node, number)) for node, number in places.items())
+    def num_misplaced(self, places: Mapping[Spot, int]) -> int:
+        """How many run where a larger one is to have room, of so many in each place."""
+        return sum(max(0, number - self.at_most.get(spot, number)) for spot, number in places.items())
 
-    def gives_way(self, node: str | None, num_running: int, places: Mapping[str, int]) -> bool:
-        """Whether a trial that reports on a node shall wait. So many run, where so far as is known."""
-        if node is not None and places.get(node, 0) > self.at_most.get(node, math.inf):
+    def gives_way(self, spot: Spot | None, num_running: int, places: Mapping[Spot, int]) -> bool:
+        """Whether a trial that reports from a place shall wait. So many run, where so far as is known."""
+        if spot is not None and places.get(spot, 0) > self.at_most.get(spot, math.inf):
             return True
         return num_running - self.num_misplaced(places) > self.num_trials
 
@@ -92,7 +93,7 @@ def divide(nodes: Mapping[str, Mapping[str, float]], demands: Sequence[DemandRec
         if demand.token_id is not None and demand.max_concurrent_trials is not None
     }
     granted = _granted(resources, claims, _ideal(total, limits, claims), limits)
-    at_most = most_on_nodes(nodes, [_holding(claim, granted[claim.demand.id]) for claim in claims])
+    at_most = most_in_places(nodes, [_holding(claim, granted[claim.demand.id]) for claim in claims])
     return {
         claim.demand.id: Share(granted[claim.demand.id], claim.cost, claim.had, at_most[claim.demand.id])
         for claim in claims

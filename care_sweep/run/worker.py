@@ -99,6 +99,7 @@ def _place() -> Place:
         actor_id=actor_id,
         node_id=context.get_node_id(),
         log_name=Path(context.worker.get_out_file_path()).name or None,
+        gpus=tuple(sorted(map(str, ray.get_gpu_ids()))),
     )
 
 

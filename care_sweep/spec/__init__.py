@@ -4,7 +4,7 @@ Every document is a frozen pydantic model. Nothing here reads a clock, a file or
 """
 
 from care_sweep.spec.config import FIELDS_OF_DEVICES, TrialConfig, misfit_of_devices
-from care_sweep.spec.outcomes import CheckpointReference, Measurement, Place, SweepState, TrialState
+from care_sweep.spec.outcomes import CheckpointReference, Measurement, Place, Spot, SweepState, TrialState
 from care_sweep.spec.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar
 from care_sweep.spec.space import SearchSpace
 from care_sweep.spec.sweep import METRICS, Budget, EarlyStopping, Resources, SweepSpec
@@ -24,6 +24,7 @@ __all__ = [
     "Resources",
     "Scalar",
     "SearchSpace",
+    "Spot",
     "SweepSpec",
     "SweepState",
     "TrialConfig",

@@ -6,7 +6,10 @@ from pydantic import Field
 
 from care_sweep.documents import Document
 
-__all__ = ["CheckpointReference", "Measurement", "Place", "SweepState", "TrialState"]
+__all__ = ["CheckpointReference", "Measurement", "Place", "Spot", "SweepState", "TrialState"]
+
+Spot = tuple[str, tuple[str, ...]]
+"""A node of a Ray cluster, and which of its GPUs, none where that is not known; both as Ray names them."""
 
 
 class SweepState(StrEnum):
@@ -50,11 +53,16 @@ class CheckpointReference(Document):
 
 
 class Place(Document):
-    """Where in a Ray cluster an attempt runs: Ray's names of the actor, its node and, if any, its log."""
+    """Where in Ray an attempt runs: its names of the actor, its node and, if any, its log and GPUs."""
 
     actor_id: str = Field(pattern=r"^[0-9a-f]{1,64}$")
     node_id: str = Field(pattern=r"^[0-9a-f]{1,64}$")
     log_name: str | None = Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    gpus: tuple[str, ...] = Field((), strict=False)  # a list in JSON; older programs said nothing of them
+
+    @property
+    def spot(self) -> Spot:
+        return self.node_id, self.gpus
 
 
 class Measurement(Document):

@@ -7,7 +7,7 @@ from operator import attrgetter
 from sqlalchemy import Connection, func, select
 
 from care_sweep.errors import QuotaExceeded
-from care_sweep.spec import SweepState, TrialState
+from care_sweep.spec import Place, Spot, SweepState, TrialState
 from care_sweep.store.ending import OPEN_STATES
 from care_sweep.store.records import Caller, DemandRecord
 from care_sweep.store.rows import counts_of_trials
@@ -74,18 +74,18 @@ def demands_of_all(connection: Connection) -> Sequence[DemandRecord]:
     return found
 
 
-def _places(connection: Connection, sweep_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
-    """How many trials of each sweep run on which node, as far as their attempts have said where."""
+def _places(connection: Connection, sweep_ids: Sequence[str]) -> Mapping[str, Mapping[Spot, int]]:
+    """How many trials of each sweep run where, as far as their attempts have said."""
     of_trial = (attempts.c.sweep_id == trials.c.sweep_id) & (attempts.c.trial_number == trials.c.number)
     query = (
         select(trials.c.sweep_id, attempts.c.place)
         .join(attempts, of_trial & (attempts.c.attempt == trials.c.attempt))
         .where(trials.c.sweep_id.in_(list(sweep_ids)), trials.c.state == TrialState.RUNNING)
     )
-    places: dict[str, Counter[str]] = defaultdict(Counter)
+    places: dict[str, Counter[Spot]] = defaultdict(Counter)
     for sweep_id, place in connection.execute(query):
         if place is not None:
-            places[sweep_id][place["node_id"]] += 1
+            places[sweep_id][Place.model_validate(place).spot] += 1
     return places
 
 

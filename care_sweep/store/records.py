@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from care_sweep.spec import CheckpointReference, Place, Scalar, SweepSpec, SweepState, TrialState
+from care_sweep.spec import CheckpointReference, Place, Scalar, Spot, SweepSpec, SweepState, TrialState
 
 __all__ = [
     "UNLIMITED",
@@ -173,7 +173,7 @@ class DemandRecord:
         gpus_per_trial: None where its document says `auto` and nothing was chosen yet.
         num_wanted: trials that could run at once, those that do included.
         num_running: trials that do.
-        places: how many of them on which node of the cluster; of one that has just begun it is not known yet.
+        places: how many of them on which GPUs of which node; of one that has just begun it is not known yet.
         share_seconds: what it has held, as a share of the cluster, over its priority.
         token_id: of the token that submitted it, if one did.
         max_concurrent_trials: of all sweeps of that token together, if it has such a quota.
@@ -186,7 +186,7 @@ class DemandRecord:
     gpus_per_trial: float | None
     num_wanted: int
     num_running: int
-    places: Mapping[str, int]
+    places: Mapping[Spot, int]
     share_seconds: float
     token_id: str | None
     max_concurrent_trials: int | None

@@ -36,7 +36,8 @@ def _gated(home: Path) -> Callable[[Mapping[str, Any]], None]:
         from care_sweep.spec import Measurement, Place
 
         here = ray.get_runtime_context()
-        told = Place(actor_id=here.get_actor_id(), node_id=here.get_node_id(), log_name=None)
+        ids = {"actor_id": here.get_actor_id(), "node_id": here.get_node_id()}
+        told = Place(**ids, log_name=None, gpus=tuple(map(str, ray.get_gpu_ids())))
         tune.report({"place": told.model_dump_json()})
         for epoch in range(order["last_epoch"] + 1, EPOCHS + 1):
             while not _gate(home, order["prefix"], epoch).exists():

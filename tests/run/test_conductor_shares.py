@@ -35,8 +35,8 @@ def test_a_preempted_trial_goes_on_first_and_loses_nothing(make_sweep: Callable[
     assert sweep.store.trial(sweep.id, 0).state is TrialState.COMPLETE
 
 
-def place(conductor: Conductor, trial: Assignment, node_id: str) -> None:
-    told = Place(actor_id="a1", node_id=node_id, log_name=None)
+def place(conductor: Conductor, trial: Assignment, node_id: str, *gpus: str) -> None:
+    told = Place(actor_id="a1", node_id=node_id, log_name=None, gpus=gpus)
     conductor.placed(trial.number, trial.attempt, told)
 
 
@@ -47,10 +47,19 @@ def test_trials_make_room_on_a_node_and_only_there(make_sweep: Callable[..., Swe
     trials = {name: next_of(conductor) for name in ("a0", "a1", "b0", "b1")}
     for name, trial in trials.items():
         place(conductor, trial, name[0])
-    conductor.share = Share(num_trials=2, at_most={"a": 0})
+    conductor.share = Share(num_trials=2, at_most={("a", ()): 0})
     gave_way = {name: measure(conductor, trial, 1, 0.5) for name, trial in reversed(trials.items())}
     assert gave_way == {"b1": False, "b0": False, "a1": True, "a0": True}
     assert [one.reason for one in sweep.store.attempts(sweep.id, 0)] == ["preempted"]
+
+
+def test_trials_make_room_on_one_gpu_of_a_node(make_sweep: Callable[..., Sweep]) -> None:
+    conductor = make_sweep(early_stopping="none").conduct()
+    trials = [(next_of(conductor), gpu) for gpu in ("0", "0", "1", "1")]
+    for trial, gpu in trials:
+        place(conductor, trial, "a", gpu)
+    conductor.share = Share(num_trials=2, at_most={("a", ("1",)): 0})
+    assert [gpu for trial, gpu in trials if measure(conductor, trial, 1, 0.5)] == ["1", "1"]
 
 
 def test_none_begins_where_a_larger_one_waits(make_sweep: Callable[..., Sweep]) -> None:
@@ -59,7 +68,7 @@ def test_none_begins_where_a_larger_one_waits(make_sweep: Callable[..., Sweep]) 
     first, second = next_of(conductor), next_of(conductor)
     place(conductor, first, "a")
     place(conductor, second, "b")
-    conductor.share = Share(num_trials=2, at_most={"a": 0})
+    conductor.share = Share(num_trials=2, at_most={("a", ()): 0})
     assert not measure(conductor, second, 1, 0.5)
     assert (conductor.most_at_once, conductor.has_room) == (0, False)
     assert measure(conductor, first, 1, 0.5), "though its sweep runs no more than it may"

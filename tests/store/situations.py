@@ -24,7 +24,7 @@ from care_sweep.store.schema import metadata
 _T = TypeVar("_T")
 
 PARAMETERS = {"temperature": 0.1 + 0.2, "encoder": "resnet18", "num_splits": 16}
-PLACE = Place(actor_id="a1", node_id="b2", log_name="worker-c3.out")
+PLACE = Place(actor_id="a1", node_id="b2", log_name="worker-c3.out", gpus=("0", "1"))
 CHECKPOINT = CheckpointReference(name="attempt-1/epoch-2", sha256="0a" * 32, size_bytes=123_456)
 
 

@@ -13,10 +13,12 @@ from situations import (
     spec,
     together,
 )
+from sqlalchemy import update
 
 from care_sweep.errors import QuotaExceeded
-from care_sweep.spec import SweepSpec, SweepState, TrialState
+from care_sweep.spec import Place, SweepSpec, SweepState, TrialState
 from care_sweep.store import Caller, DemandRecord, Lease, Quota, Scope, Store
+from care_sweep.store.schema import attempts
 
 WANTED = {"priority": 1.0, "cpus_per_trial": 1, "gpus_per_trial": 0.0, "share_seconds": 0.0}
 NO_QUOTA = {"token_id": None, "max_concurrent_trials": None, "is_quota_spent": False}
@@ -49,13 +51,23 @@ def test_where_trials_run_is_known_while_they_do(store: Store) -> None:
     lease = claimed(store)
     for number in range(3):
         lease.start_attempt(number, 1, PARAMETERS, is_baseline=False)
-        assert [one.places for one in store.demands()] == [{PLACE.node_id: number} if number else {}]
+        assert [one.places for one in store.demands()] == [{PLACE.spot: number} if number else {}]
         lease.place_attempt(number, 1, PLACE)
     lease.finish_trial(0, TrialState.FAILED)
     lease.interrupt_trial(1, reason="preempted")
-    assert [one.places for one in store.demands()] == [{PLACE.node_id: 1}]
+    assert [one.places for one in store.demands()] == [{PLACE.spot: 1}]
     lease.start_attempt(1, 2, PARAMETERS, is_baseline=False)
-    assert [one.places for one in store.demands()] == [{PLACE.node_id: 1}], "the second attempt is elsewhere"
+    assert [one.places for one in store.demands()] == [{PLACE.spot: 1}], "the second attempt is elsewhere"
+
+
+def test_of_a_trial_that_said_nothing_of_its_gpus_the_node_is_known(store: Store) -> None:
+    lease = claimed(store)
+    lease.start_attempt(0, 1, PARAMETERS, is_baseline=False)
+    said = PLACE.model_dump(exclude={"gpus"})  # as rows have it that an older program wrote
+    with store.engine.begin() as connection:
+        connection.execute(update(attempts).values(place=said))
+    assert [one.places for one in store.demands()] == [{(PLACE.node_id, ()): 1}]
+    assert [one.place for one in store.attempts(lease.sweep_id, 0)] == [Place.model_validate(said)]
 
 
 def test_a_sweep_whose_driver_cannot_begin_trials_wants_what_runs(store: Store) -> None:
