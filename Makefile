@@ -34,8 +34,8 @@ lint: setup  ## format, lint, types, import contracts
 check: lint  ## the same, and fast unit tests
 	$(BIN)/pytest -q -m "not (ray or slow or gpu or containers or full)"
 
-test: setup  ## every test but those of test-full
-	$(BIN)/pytest -q -m "not (gpu or containers or full)"
+test: setup  ## every test but those of test-full, in two processes
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not (gpu or containers or full)"
 
 test-full: setup  ## fuzzing, scale, containers, long README commands
 	$(BIN)/pytest -q -m "full or containers" --timeout 3600

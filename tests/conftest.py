@@ -10,9 +10,23 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from postgresql_server import PostgreSQLServer
+from xdist.scheduler import LoadFileScheduling
+
+
+class _ByFileOrCluster(LoadFileScheduling):
+    """A file's tests stay together, and so do those of `tests/run`, most of which share one Ray cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/run" if nodeid.startswith("tests/run/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFileOrCluster:
+    """How the processes of `make test` divide the tests."""
+    return _ByFileOrCluster(config, log)
 
 
 @pytest.fixture(scope="session")
