@@ -66,7 +66,6 @@ class _Driver:
     process: "subprocess.Popen[bytes]"
     log: Path
     log_key: str
-    since: float
 
 
 @dataclass
@@ -114,6 +113,7 @@ class Runner:
         self._deaths: dict[str, _Deaths] = {}
         self._left: deque[tuple[float, str]] = deque()
         self._crowded_since: float | None = None
+        self._placed_since: dict[str, float] = {}  # sweeps, by driver after driver
 
     def step(self) -> None:
         """Look once at every driver and every sweep that may need one.
@@ -163,9 +163,10 @@ class Runner:
             self._crowded_since = now
         if now - self._crowded_since < _FREE_PLACE_SECONDS:
             return
+        had = {sweep_id: now - since for sweep_id, since in self._placed_since.items()}
         running = [driver for driver in self._drivers.values() if driver.sweep.state is SweepState.RUNNING]
-        due = [driver for driver in running if now - driver.since >= _PLACE_SECONDS]
-        due.sort(key=lambda driver: (now - driver.since) / driver.sweep.priority, reverse=True)
+        due = [driver for driver in running if had[driver.sweep.id] >= _PLACE_SECONDS]
+        due.sort(key=lambda driver: had[driver.sweep.id] / driver.sweep.priority, reverse=True)
         for driver in due[:num_waiting]:
             driver.process.send_signal(signal.SIGUSR2)
 
@@ -219,7 +220,8 @@ class Runner:
             process = subprocess.Popen(  # noqa: S603  (our own module; the id is ours)
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-        self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key, self.monotonic())
+        self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key)
+        self._placed_since.setdefault(sweep.id, self.monotonic())
         _LOG.info("sweep %s is driven by process %d", sweep.id, process.pid)
 
     def _look_after(self, driver: _Driver) -> None:
@@ -238,7 +240,7 @@ class Runner:
                 _LOG.warning("the driver of sweep %s hangs: it has not renewed its lease", sweep.id)
                 self._kill(driver)  # the next look replaces it
             return
-        self._forget(driver)
+        self._forget(driver, keeps_place=sweep.state is SweepState.RUNNING)
         if sweep.state.is_terminal or status in (0, LEASE_LOST):
             self._deaths.pop(sweep.id, None)
         elif sweep.is_cancelled:
@@ -249,8 +251,10 @@ class Runner:
         else:
             self._replace(driver, status)
 
-    def _forget(self, driver: _Driver) -> None:
+    def _forget(self, driver: _Driver, *, keeps_place: bool = False) -> None:
         """It has ended; its workers may not have, and what they still write is looked for later."""
+        if not keeps_place:
+            self._placed_since.pop(driver.lease.sweep_id, None)
         self._drivers.pop(driver.lease.sweep_id, None)
         self._observed.pop(driver.lease.sweep_id, None)
         self._left.append((self.monotonic(), driver.lease.sweep_id))

@@ -245,6 +245,18 @@ def test_a_sweep_gives_its_place_to_one_that_waits_after_its_time(scene: Scene) 
         assert scene.store.sweep(next_id).state is SweepState.RUNNING
 
 
+def test_a_fresh_driver_begins_no_new_time(scene: Scene) -> None:
+    scene.look_for(PLACE_SECONDS / 2, scene.renew)
+    (driver,) = scene.drivers()
+    driver.lease.release(reason="handed over")
+    driver.process.status = 0
+    scene.store.submit(sweep_spec())
+    scene.look_for(PLACE_SECONDS / 2 + 1, scene.renew)
+    (driver,) = scene.drivers()
+    assert (driver.lease.sweep_id, driver.lease.token) == (scene.sweep_id, 2)
+    assert driver.process.is_asked_to_give_way
+
+
 def test_who_has_had_most_for_its_priority_gives_way(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene(num_places=3)
     for priority in (4.0, 1.0):
