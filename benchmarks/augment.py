@@ -70,7 +70,8 @@ def _builders(images: torch.Tensor) -> dict[str, Callable[[], Augmentation]]:
 
     def ours() -> torch.Tensor:
         parameters = draw_views(num_images, (_SIDE, _SIDE), 1.0, source)
-        return normalise(apply_views(images, parameters), MEAN, STD)
+        views = apply_views(images, parameters)
+        return normalise(views, MEAN, STD, out=views)
 
     return {
         "ours": lambda: Augmentation(ours, num_images, 10),

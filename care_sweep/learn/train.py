@@ -367,7 +367,7 @@ class _Trial:
     def _step(self, images: Tensor, view_groups: list[ViewParameters], step: int, rate: float) -> Tensor:
         """One step of the optimiser; its losses (total, contrast, equivariance), still on the device."""
         views = torch.cat([apply_views(images, parameters) for parameters in view_groups])
-        views = normalise(views, self.data.mean, self.data.std)
+        normalise(views, self.data.mean, self.data.std, out=views)
         with self.model.view_groups(self._num_batches, self.ranks):
             losses = step_losses(self.model, self.base, views, **self._options, ranks=self.ranks)
         self.optimizer.zero_grad()

@@ -278,12 +278,18 @@ def unit(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.to(torch.float32).div_(255)
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images in [0, 1] (or uint8) with the channels' mean taken off and divided by their deviation."""
+def normalise(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], *, out: Tensor | None = None
+) -> Tensor:
+    """Images in [0, 1] (or uint8) with the channels' mean taken off and divided by their deviation.
+
+    Args:
+        out: float, of their shape, for the result; the images themselves spare a CPU new memory.
+    """
     pixels = unit(images)
     shift = torch.tensor(mean, dtype=pixels.dtype).view(3, 1, 1).to(pixels.device, non_blocking=True)
     scale = torch.tensor(std, dtype=pixels.dtype).view(3, 1, 1).to(pixels.device, non_blocking=True)
-    return (pixels - shift).div_(scale)
+    return torch.sub(pixels, shift, out=out).div_(scale)
 
 
 def _change(

@@ -279,7 +279,11 @@ def test_normalise() -> None:
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     expected = tv.normalize(images / 255, mean, std)
     assert torch.allclose(normalise(images, mean, std), expected, atol=1e-6)
-    assert torch.equal(normalise(images, mean, std), normalise(images / 255, mean, std))
+    pixels = images / 255
+    normalised = normalise(images, mean, std)
+    assert torch.equal(normalise(pixels, mean, std), normalised)
+    assert normalise(pixels, mean, std, out=pixels) is pixels
+    assert torch.equal(pixels, normalised)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 32, 32), (4, 1, 32, 32), (4, 3, 32)])
