@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from care_sweep.errors import DatasetError, NotFound, StorageError
@@ -22,6 +22,7 @@ from care_sweep.storage import Storage, StoredObject, open_storage
 __all__ = ["fetch"]
 
 _LOG = logging.getLogger("care_sweep.trial")
+_PARTIAL = ".part"
 _AT_ONCE = 8  # a folder of images is many small objects
 _KEPT_SECONDS = 7 * 86400.0  # since it was last used; a trial reads all of it when it starts
 
@@ -44,7 +45,8 @@ def fetch(uri: str, cache: Path) -> Path:
             if not folder.is_dir():
                 _discard_unused(cache)
                 _fetch_all(storage, found, folder, uri)
-    os.utime(folder)
+    with suppress(OSError):  # it may be the operator's, and not ours to change
+        os.utime(folder)
     return folder / last
 
 
@@ -79,16 +81,20 @@ def _alone(folder: Path, uri: str) -> Iterator[None]:
 
 
 def _discard_unused(cache: Path) -> None:
+    """Folders that were not used for long. They lose their names first, so that what has one is whole."""
     for folder in cache.glob("*/"):
-        if folder.stat().st_mtime < time.time() - _KEPT_SECONDS:
-            _LOG.info("deleting %s, which was not used for a week", folder)
-            shutil.rmtree(folder, ignore_errors=True)
+        name = folder.name.removesuffix(_PARTIAL)
+        with suppress(OSError), folder.with_name(f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or another process is at it
+            if folder.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                _LOG.info("deleting %s, which was not used for a week", folder)
+                shutil.rmtree(folder.rename(folder.with_name(name + _PARTIAL)))
 
 
 def _fetch_all(storage: Storage, found: Sequence[StoredObject], folder: Path, uri: str) -> None:
     size = sum(one.size_bytes for one in found)
     _LOG.info("fetching %s: %d objects, %.1f MB", uri, len(found), size / 1e6)
-    partial = folder.with_name(f"{folder.name}.part")
+    partial = folder.with_name(folder.name + _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         for parent in {(partial / one.key).parent for one in found}:

@@ -157,6 +157,11 @@ class Conductor:
         """Nothing runs, and nothing will be proposed to this driver any more."""
         if self.is_paused or self._is_handing_over:
             return self.num_running == 0
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """No trial is open, and none will begin."""
         nothing_new = self.is_draining or self._num_started >= self.spec.num_trials or self.is_out_of_budget
         return not self._open and nothing_new
 
@@ -365,11 +370,12 @@ class Conductor:
             self._lease.interrupt_trial(number, reason=_NODE_DRAINED, message=message)
             self._again.append(number)
 
-    def interrupted(self, number: int, attempt: int, message: str) -> None:
-        """The storage took no more: the sweep says so, pauses and tries again; the trial loses nothing."""
+    def interrupted(self, number: int, attempt: int, message: str, *, reason: str = "storage") -> None:
+        """Something that is not the trial's is to be mended, as a storage that takes no more: the sweep says
+        so, pauses and tries again; the trial loses nothing."""
         if not self.runs(number, attempt):
             return
-        self._lease.interrupt_trial(number, reason="storage", message=message)
+        self._lease.interrupt_trial(number, reason=reason, message=message)
         self._again.append(number)
         self._trouble = message
         self._tell_why()

@@ -101,11 +101,8 @@ def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" =
     if conductor.is_paused:
         lease.release(reason="paused")
         return
-    if gives_way:
-        lease.give_way()
-        return
-    if conductor.is_handing_over:
-        lease.release(reason="handed over")
+    if conductor.is_handing_over and not conductor.is_over:
+        lease.give_way() if gives_way else lease.release(reason="handed over")
         return
     try:
         _finish(store, lease, conductor)

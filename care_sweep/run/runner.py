@@ -66,6 +66,7 @@ class _Driver:
     process: "subprocess.Popen[bytes]"
     log: Path
     log_key: str
+    is_asked: bool = False  # to give way
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Runner:
         for driver in list(self._drivers.values()):
             self._look_after(driver)
         self._discard_late_writes()
-        num_doubtful = 0
+        num_doubtful = num_orphaned = 0
         for sweep in self.store.holds():
             if sweep.id in self._drivers:
                 continue
@@ -134,12 +135,13 @@ class Runner:
                 self._claim(sweep)
             elif doubt is not _Doubt.NONE:
                 num_doubtful += 1
+                num_orphaned += doubt is _Doubt.GONE
         num_places = self.settings.max_active_sweeps
         num_free = max(0, num_places - len(self._drivers) - num_doubtful)
         waiting = self.store.queued(limit=num_places)
         for sweep in waiting[:num_free]:
             self._claim(sweep)
-        self._make_room(len(waiting[num_free:]))
+        self._make_room(num_orphaned + len(waiting[num_free:]))
 
     def close(self) -> None:
         """End the drivers and let go of their sweeps, which go on when a runner claims them again."""
@@ -153,7 +155,7 @@ class Runner:
     def _make_room(self, num_waiting: int) -> None:
         """Ask as many drivers to give way: who had a place longest for its priority, and at least its time.
 
-        Each step asks anew, for the next report of a trial may be long in coming.
+        Each step asks them again, for one that only starts does not hear it.
         """
         now = self.monotonic()
         if not num_waiting:
@@ -165,9 +167,11 @@ class Runner:
             return
         had = {sweep_id: now - since for sweep_id, since in self._placed_since.items()}
         running = [driver for driver in self._drivers.values() if driver.sweep.state is SweepState.RUNNING]
-        due = [driver for driver in running if had[driver.sweep.id] >= _PLACE_SECONDS]
+        asked = [driver for driver in running if driver.is_asked]
+        due = [driver for driver in running if not driver.is_asked and had[driver.sweep.id] >= _PLACE_SECONDS]
         due.sort(key=lambda driver: had[driver.sweep.id] / driver.sweep.priority, reverse=True)
-        for driver in due[:num_waiting]:
+        for driver in [*asked, *due[: max(0, num_waiting - len(asked))]]:
+            driver.is_asked = True
             driver.process.send_signal(signal.SIGUSR2)
 
     def _has_room(self) -> bool:
@@ -221,6 +225,8 @@ class Runner:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key)
+        if sweep.state is SweepState.QUEUED:
+            self._placed_since.pop(sweep.id, None)
         self._placed_since.setdefault(sweep.id, self.monotonic())
         _LOG.info("sweep %s is driven by process %d", sweep.id, process.pid)
 
@@ -240,7 +246,7 @@ class Runner:
                 _LOG.warning("the driver of sweep %s hangs: it has not renewed its lease", sweep.id)
                 self._kill(driver)  # the next look replaces it
             return
-        self._forget(driver, keeps_place=sweep.state is SweepState.RUNNING)
+        self._forget(driver, keeps_place=sweep.state is SweepState.RUNNING and status != LEASE_LOST)
         if sweep.state.is_terminal or status in (0, LEASE_LOST):
             self._deaths.pop(sweep.id, None)
         elif sweep.is_cancelled:
@@ -349,6 +355,7 @@ def main() -> int:
         _LOG.error("RAY_ADDRESS is not set: `care-sweep serve` starts a local Ray and sets it")
         return 2
     address, stop = settings.ray_address, threading.Event()
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # as a driver does that has not come to hear it
     store = Store(outlast(lambda: open_database(settings.database_url)))
     await_cluster(address)
     runner = Runner(settings, store)

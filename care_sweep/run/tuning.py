@@ -185,7 +185,8 @@ class _ConductedScheduler(_NotSnapshotted, FIFOScheduler):
             self._conductor.lost(number, attempt, **json.loads(result["loss"]))
             return str(TrialScheduler.CONTINUE)
         if "interruption" in result:
-            self._conductor.interrupted(number, attempt, result["interruption"])
+            reason = result.get("interrupted_by", "storage")
+            self._conductor.interrupted(number, attempt, result["interruption"], reason=reason)
             return str(TrialScheduler.CONTINUE)
         assert measurement is not None, f"trial {number} reported nothing known"
         ended = self._conductor.measured(number, attempt, measurement)

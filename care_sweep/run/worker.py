@@ -58,8 +58,8 @@ def run_attempt(order: Mapping[str, Any]) -> None:
     here = _place()
     tune.report({"place": here.model_dump_json()})
     host = f"{socket.gethostname()} ({here.node_id[:8]})"
-    if said := unfit({host: own_version()}, order["version"]):
-        tune.report({"interruption": said})
+    if said := unfit({host: own_version()}, order.get("version", "none that it tells")):
+        tune.report({"interruption": said, "interrupted_by": "version"})
         return
     try:
         storage, scratch = open_storage(order["storage_uri"]), Path(order["scratch_directory"])

@@ -39,8 +39,9 @@ class Control:
 
     def pause(self, sweep_id: str) -> SweepRecord:
         """Start nothing more; running trials stop at the end of their epoch and give back what they hold."""
-        with self._moving(sweep_id, Move.PAUSE) as (connection, _):
-            self._change(connection, sweep_id, {"state": SweepState.PAUSED})
+        with self._moving(sweep_id, Move.PAUSE) as (connection, before):
+            waited = {"message": None} if before.state is SweepState.QUEUED else {}
+            self._change(connection, sweep_id, {"state": SweepState.PAUSED, **waited})
             return sweep_of(connection, sweep_id)
 
     def resume(self, sweep_id: str) -> SweepRecord:

@@ -74,7 +74,8 @@ def test_steps_that_ask_nothing_train_as_the_others(
 ) -> None:
     config = changed(config, **change)
     losses = first_epoch(config, tiny, CPU, "always")
-    assert losses == pytest.approx(first_epoch(config, tiny, CPU, "never"), rel=1e-5)
+    expected = first_epoch(config, tiny, CPU, "never")
+    assert losses == pytest.approx(expected, rel=1e-5, abs=5e-6)  # L_equi alone is near 0, its terms are not
 
 
 @pytest.mark.usefixtures("uncompiled")

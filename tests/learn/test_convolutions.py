@@ -147,6 +147,7 @@ def test_a_resnet_18_trains_as_of_plain_convolutions(monkeypatch: pytest.MonkeyP
 def test_a_trial_of_them_goes_on_to_the_bit(
     config: TrialConfig, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(convolutions, "_LEAST_NUMBERS", 2**62)
     plain_trace = trace(run(config, tiny, tmp_path / "plain"))
     monkeypatch.setattr(convolutions, "_LEAST_NUMBERS", 0)  # or resnet_tiny would need larger batches
     whole = run(config, tiny, tmp_path / "whole")
@@ -156,7 +157,7 @@ def test_a_trial_of_them_goes_on_to_the_bit(
     assert trace(rest) == trace(whole)[1:]
     assert rest[-1].checkpoint == whole[-1].checkpoint
     losses, plain_losses = (one[0]["train_loss"] for one in (trace(whole), plain_trace))
-    assert losses != plain_losses, "else what this shows is shown elsewhere"
+    assert trace(whole) != plain_trace, "else what this shows is shown elsewhere"
     assert losses == pytest.approx(plain_losses, rel=1e-5)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.errors import DatasetError, StorageError
+from care_sweep.learn import fetching
 from care_sweep.learn.data import load_dataset
 from care_sweep.learn.fetching import fetch
 from care_sweep.storage import open_storage
@@ -90,7 +91,26 @@ def test_what_nobody_used_for_a_week_goes_with_the_next_fetch(
     assert left.exists(), "nothing was fetched yet"
     fetch(new, tmp_path)
     assert (left.parent.exists(), kept.exists()) == (False, True)
+    assert not list(tmp_path.glob("*.part"))
     assert _files(fetch(old, tmp_path)) == {"cat/1.png": b"1"}
+
+
+def test_what_is_half_deleted_is_not_taken_for_whole(
+    far: Callable[[dict[str, bytes]], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"cat/1.png": b"1", "dog/1.png": b"2"}
+    old = far(content)
+    left = fetch(old, tmp_path)
+    os.utime(left.parent, (0, 0))
+
+    def killed(folder: Path, **_: object) -> None:
+        next(folder.rglob("*.png")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fetching.shutil, "rmtree", killed)
+        fetch(far({"cat/1.png": b"3"}), tmp_path)
+    assert _files(fetch(old, tmp_path)) == content
 
 
 def test_one_object_can_be_named(far: Callable[[dict[str, bytes]], str], tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_a_driver_that_hands_over_lets_its_trials_report_first(make_sweep: Calla
     assert not conductor.is_finished
     assert measure(conductor, first, 1, 0.5)
     assert conductor.is_finished
+    assert not conductor.is_over
     sweep.lease.release(reason="handed over")
     again = next_of(sweep.conduct())
     assert (again.number, again.attempt, again.last_epoch) == (0, 2, 1)

@@ -1,6 +1,8 @@
 """When is a sweep taken over, or a driver replaced? Never for the fault of a database or a clock."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,52 @@ def test_a_sweep_gives_its_place_to_one_that_waits_after_its_time(scene: Scene) 
         scene.look_for(1)
         assert scene.store.sweep(sweep_id).state is SweepState.QUEUED
         assert scene.store.sweep(next_id).state is SweepState.RUNNING
+
+
+def test_no_more_are_asked_than_wait(make_scene: Callable[..., Scene]) -> None:
+    """Though the order of those that had their time changes while the first one's trials do not report."""
+    scene = make_scene(num_places=2)
+    scene.store.control.extend(scene.sweep_id, lambda old: old.model_copy(update={"priority": 4.0}))
+    scene.look_for(PLACE_SECONDS / 2, scene.renew)
+    scene.store.submit(sweep_spec())
+    scene.look_for(PLACE_SECONDS, scene.renew)
+    scene.store.submit(sweep_spec())
+    scene.look_for(4 * PLACE_SECONDS, scene.renew)
+    assert [driver.is_asked for driver in scene.drivers()].count(True) == 1
+
+
+def test_a_sweep_that_lost_its_holder_has_its_turn_too(scene: Scene) -> None:
+    scene.look_for(1, scene.renew)
+    abandoned = scene.store.submit(sweep_spec())[0]
+    lease = scene.store.claim(abandoned, "another")
+    assert lease is not None
+    lease.release()
+    scene.look_for(PLACE_SECONDS + 1, scene.renew)
+    (driver,) = scene.drivers()
+    assert driver.process.is_asked_to_give_way
+    driver.lease.give_way()
+    driver.process.status = 0
+    scene.look_for(1)
+    assert scene.store.sweep(abandoned.id).lease_owner == "ours"
+
+
+def test_a_driver_that_has_not_come_to_hear_it_survives_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the runner ignores, a process that it starts ignores until it says otherwise."""
+    before = signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(runner_module, "await_cluster", lambda _: pytest.fail("it goes no further"))
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        monkeypatch.setenv("CARE_SWEEP_HOME", str(tmp_path))
+        with pytest.raises(pytest.fail.Exception):
+            runner_module.main()
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            child.send_signal(signal.SIGUSR2)
+            child.communicate(b"\n", timeout=30)
+        assert child.returncode == 0
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_fresh_driver_begins_no_new_time(scene: Scene) -> None:
