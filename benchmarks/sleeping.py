@@ -29,18 +29,15 @@ def sleeping(seconds_per_epoch: float) -> Callable[[Mapping[str, Any]], None]:
     """A worker's function that takes so long for an epoch."""
 
     def sleep(order: Mapping[str, Any]) -> None:
-        import ray
         from ray import tune
 
         from care_sweep.layout import state_name
+        from care_sweep.run.worker import own_place
         from care_sweep.run.workplace import workplace
-        from care_sweep.spec import Measurement, Place
+        from care_sweep.spec import Measurement
         from care_sweep.storage import open_storage
 
-        here = ray.get_runtime_context()
-        ids = {"actor_id": here.get_actor_id(), "node_id": here.get_node_id()}
-        told = Place(**ids, log_name=None, gpus=tuple(map(str, ray.get_gpu_ids())))
-        tune.report({"place": told.model_dump_json()})
+        tune.report({"place": own_place().model_dump_json()})
         config, scratch = order["config"], Path(order["scratch_directory"])
         storage = open_storage(order["storage_uri"])
         with workplace(storage, order["prefix"], order["attempt"], scratch) as place:

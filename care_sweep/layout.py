@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable, Iterator
 
 from care_sweep.errors import StorageError
 from care_sweep.storage import Storage
@@ -11,10 +12,12 @@ __all__ = [
     "SWEEPS",
     "attempt_of",
     "attempt_prefix",
+    "discard",
     "discard_all",
     "discard_training_states",
     "state_name",
     "sweep_prefix",
+    "training_states",
     "trial_prefix",
 ]
 
@@ -23,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 SWEEPS = "sweeps"
 LOG_NAME = "log.txt"
 _STATE = re.compile(r"state-\d{5,}\.pt")
+_ATTEMPT = re.compile(r"/attempt-(\d+)(?:/|$)")
 
 
 def sweep_prefix(sweep_id: str) -> str:
@@ -41,8 +45,10 @@ def attempt_prefix(trial: str, attempt: int) -> str:
 
 
 def attempt_of(key: str) -> int:
-    """The number of the attempt in whose place the file of this key lies."""
-    return int(key.rpartition("/")[0].rpartition("/attempt-")[2])
+    """The number of the attempt in whose place the file of this key lies, or whose prefix it is."""
+    found = _ATTEMPT.search(key)
+    assert found is not None, f"{key} lies in the place of no attempt"
+    return int(found.group(1))
 
 
 def state_name(epoch: int) -> str:
@@ -51,25 +57,32 @@ def state_name(epoch: int) -> str:
 
 
 def discard_all(storage: Storage, sweep_id: str) -> None:
-    """Delete all that a sweep has left, once no row points at it; what stays is told in the log."""
+    """Delete all that a sweep has left, once no row points at it."""
+    discard(storage, _below(storage, sweep_prefix(sweep_id)), f"what is left of sweep {sweep_id}")
+
+
+def discard_training_states(storage: Storage, prefix: str) -> None:
+    """Delete the training states anywhere below a sweep's or a trial's prefix."""
+    discard(storage, training_states(storage, prefix), f"training states below {prefix}")
+
+
+def training_states(storage: Storage, prefix: str) -> Iterator[str]:
+    """Their keys, anywhere below a sweep's or a trial's prefix."""
+    for key in _below(storage, prefix):
+        if _STATE.fullmatch(key.rpartition("/")[2]):
+            yield key
+
+
+def discard(storage: Storage, keys: Iterable[str], what: str) -> None:
+    """Delete what nobody points at. What the storage does not let go stays until a runner that starts tidies
+    up, and the log tells `what`."""
     try:
-        storage.delete(one.key for one in storage.list(sweep_prefix(sweep_id)))
+        storage.delete(list(keys))
     except StorageError as error:
-        _LOG.warning("what is left of sweep %s could not be deleted: %s", sweep_id, error)
+        _LOG.warning("%s could not be deleted: %s", what, error)
 
 
-def discard_training_states(
-    storage: Storage, prefix: str, *, before_attempt: int | None = None, keep: str | None = None
-) -> None:
-    """Delete the training states anywhere below a sweep's or a trial's prefix, but for the key `keep`.
-
-    Those of a trial's attempt `before_attempt` and of later ones stay, for such an attempt may be running.
-    Where the storage does not let it, all stay until a runner that starts tidies up.
-    """
-    try:
-        found = [one.key for one in storage.list(prefix) if _STATE.fullmatch(one.key.rpartition("/")[2])]
-        if before_attempt is not None:
-            found = [key for key in found if attempt_of(key) < before_attempt]
-        storage.delete(key for key in found if key != keep)
-    except StorageError as error:
-        _LOG.warning("training states below %s could not be deleted: %s", prefix, error)
+def _below(storage: Storage, prefix: str) -> Iterator[str]:
+    """A storage that cannot be listed is told of when the first key is asked for."""
+    for one in storage.list(prefix):
+        yield one.key

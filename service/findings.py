@@ -60,11 +60,7 @@ def _with_images(
     store: Store, sweep_id: str, k: int, trials: Sequence[FinishedTrial]
 ) -> Sequence[FinishedTrial]:
     """The same trials: those that are shown say how many images they were measured on."""
-    ranked = analysis.in_order(trials)
-    searched = [trial for trial in ranked if not trial.is_baseline]
-    by_number = sorted(ranked, key=lambda trial: trial.number)
-    shown = [*ranked[:k], *(trial for trial in ranked if trial.is_baseline), *searched[:1], *by_number[:1]]
-    records = store.trials(sweep_id, numbers={trial.number for trial in shown}).items
+    records = store.trials(sweep_id, numbers=analysis.shown(trials, k)).items
     num_images = {record.number: int(record.metrics.get("num_validation_images", 1)) for record in records}
     return [
         replace(trial, num_validation_images=num_images[trial.number])
@@ -79,7 +75,7 @@ def _evidence(trials: Sequence[FinishedTrial], *, is_final: bool) -> str:
     if not complete:
         return "none yet: no trial is COMPLETE"
     so_far = "" if is_final else " so far"
-    num_images = complete[0].num_validation_images
+    num_images = next(trial.num_validation_images for trial in complete if trial.num_validation_images)
     return (
         f"{len(complete)} COMPLETE of {len(trials)} finished trials{so_far}, each trained once with one seed "
         f"and measured on {num_images} validation images; a standard error speaks of these images, not of "

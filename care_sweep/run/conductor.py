@@ -8,18 +8,17 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from care_sweep.errors import DatabaseUnavailable
 from care_sweep.layout import discard_training_states, trial_prefix
+from care_sweep.run.holdups import HoldUps
 from care_sweep.run.keeping import KeptCheckpoints
+from care_sweep.run.searching import Searching
 from care_sweep.run.sharing import UNSHARED
 from care_sweep.run.spending import SPENT, Spending
-from care_sweep.search.asha import SuccessiveHalving
 from care_sweep.search.retention import CompleteTrial
-from care_sweep.search.study import Study
 from care_sweep.spec import (
     CheckpointReference,
     Measurement,
@@ -42,8 +41,6 @@ MAX_LOSSES = 4
 """So many attempts of a trial may be lost with their worker or for want of memory before it has failed; its
 own failures are final."""
 
-_FIRST_PAUSE_SECONDS = 5.0
-_LONGEST_PAUSE_SECONDS = 60.0
 _BACKOFF_SECONDS = 2.0  # before the second attempt; twice as long before each further one
 _LOOK_SECONDS = 0.5
 _ROOM_SECONDS = 5.0
@@ -120,18 +117,13 @@ class Conductor:
         self._storage = storage
         self._clock = clock
         self._spending = Spending(sweep.active_seconds, sweep.gpu_seconds, clock)
-        self._said = sweep.message
-        self._waits_for: str | None = None
-        self._trouble: str | None = None
-        self._search_seconds = 0.0  # that are not stored yet
+        self._hold_ups = HoldUps(lease, sweep.message, clock)
+        self._search = Searching(self.spec, clock)
         self.revision, self._looked_at = 0, -math.inf
         self._state = sweep.state
         self._enqueued: dict[int, Mapping[str, Scalar]] = {}
         self._stop_requested: frozenset[int] = frozenset()
         self._checkpoints = KeptCheckpoints(lease, storage, num_checkpoints_kept)
-        self._study = Study(self.spec.space, self.spec.seed)
-        stopping = self.spec.early_stopping
-        self._halving = SuccessiveHalving(stopping, self.spec.epochs) if stopping else None
         self._open: dict[int, _OpenTrial] = {}
         self._again: deque[int] = deque()
         self._num_started = 0
@@ -139,8 +131,6 @@ class Conductor:
         self._cut: str | None = None
         self._was_cut: str | None = None  # with an earlier driver
         self._is_handing_over = False
-        self._pause_seconds = 0.0
-        self._paused_until = clock()
         self._made_room_at = -math.inf
         self._replay(store)
         self._checkpoints.drop_surplus()
@@ -203,8 +193,8 @@ class Conductor:
 
     @property
     def is_held_up(self) -> bool:
-        """The storage takes nothing at present, and is tried again later."""
-        return self._clock() < self._paused_until
+        """Something is to be mended, such as a storage that takes nothing, and is tried again later."""
+        return self._hold_ups.is_paused
 
     @property
     def num_running(self) -> int:
@@ -221,7 +211,7 @@ class Conductor:
 
         None begins while some make room for a larger one.
         """
-        if self.share.num_misplaced(self._places()) or self._clock() - self._made_room_at < _ROOM_SECONDS:
+        if self._is_making_room():
             return 0
         limit = self.spec.max_concurrent_trials
         return self.share.num_trials if limit is None else min(limit, self.share.num_trials)
@@ -248,8 +238,7 @@ class Conductor:
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
         self._spending.tick(is_running=self.num_running > 0)
-        if self.share.num_misplaced(self._places()):
-            self._made_room_at = self._clock()
+        self._is_making_room()
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
@@ -308,7 +297,7 @@ class Conductor:
         final = value if state is TrialState.COMPLETE else None
         self._record(number, attempt, measurement, state=state, value=final, reason=reason)
         self._remember(number, measurement.epoch, value)
-        self._get_on()
+        self._hold_ups.gets_on()
         if state is not None:
             self._close(number, state, final)
             self._note_checkpoint(number, final, trial.is_baseline, measurement.checkpoint)
@@ -337,9 +326,9 @@ class Conductor:
         if measurement is not None and measurement.epoch > trial.last_epoch:
             value = measurement.metrics.get(self.spec.metric)
             self._record(number, attempt, measurement)
-            self._get_on()
-            if self._halving is not None and not trial.is_baseline and value is not None:
-                self._halving.refill(number, measurement.epoch, value)
+            self._hold_ups.gets_on()
+            if not trial.is_baseline and value is not None:
+                self._search.enter_rung(number, measurement.epoch, value)
             self._remember(number, measurement.epoch, value)
         state = TrialState.INFEASIBLE if reason == _COLLAPSED else TrialState.FAILED
         self._lease.finish_trial(number, state, reason=reason, message=message)
@@ -377,16 +366,11 @@ class Conductor:
             return
         self._lease.interrupt_trial(number, reason=reason, message=message)
         self._again.append(number)
-        self._trouble = message
-        self._tell_why()
-        doubled = 2 * self._pause_seconds
-        self._pause_seconds = min(max(doubled, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-        self._paused_until = self._clock() + self._pause_seconds
+        self._hold_ups.trouble(message)
 
     def explain(self, message: str | None) -> None:
         """Let the sweep say why nothing can start, or with None that something can."""
-        self._waits_for = message
-        self._tell_why()
+        self._hold_ups.waits(message)
 
     def ready(self, is_ready: bool) -> None:
         """Say that trials can begin, or that they cannot."""
@@ -421,7 +405,7 @@ class Conductor:
             value=value,
             reason=reason,
             gpu_seconds=gpu_seconds,
-            search_seconds=self._searched(),
+            search_seconds=self._search.take_seconds(),
             share_seconds=measurement.seconds * self.share.cost * times_larger,
             least_share_seconds=self.share.least,
         )
@@ -433,6 +417,12 @@ class Conductor:
         spots = (trial.spot for number, trial in self._open.items() if number not in waiting)
         return Counter(spot for spot in spots if spot is not None)
 
+    def _is_making_room(self) -> bool:
+        """Whether some are to leave their places for a larger one, or have just left them."""
+        if self.share.num_misplaced(self._places()):
+            self._made_room_at = self._clock()
+        return self._clock() - self._made_room_at < _ROOM_SECONDS
+
     def _interruption(self, trial: _OpenTrial) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
         if self.is_paused:
@@ -442,17 +432,6 @@ class Conductor:
         gives_way = self.share.gives_way(trial.spot, self.num_running, self._places())
         return "preempted" if gives_way else None
 
-    def _get_on(self) -> None:
-        self._pause_seconds = 0.0
-        self._trouble = None
-        self._tell_why()
-
-    def _tell_why(self) -> None:
-        said = self._trouble or self._waits_for
-        if said != self._said:
-            self._lease.explain(said)
-            self._said = said
-
     def _start_new(self) -> Assignment:
         number = self._num_started
         baselines, point = self.spec.space.baselines, None
@@ -461,10 +440,9 @@ class Conductor:
         elif self._enqueued:
             point = next(iter(self._enqueued))
             parameters = self._enqueued.pop(point)
-            self._study.restore(number, parameters, TrialState.RUNNING, {}, None)
+            self._search.enter(number, parameters)
         else:
-            with self._searching():
-                parameters = self._study.ask(number)
+            parameters = self._search.ask(number)
         self._open[number] = _OpenTrial(parameters, number < len(baselines), attempt=1)
         self._num_started += 1
         return self._start(number, enqueued_as=point)
@@ -479,7 +457,7 @@ class Conductor:
             trial.parameters,
             is_baseline=trial.is_baseline,
             enqueued_as=enqueued_as,
-            search_seconds=self._searched(),
+            search_seconds=self._search.take_seconds(),
         )
         config = self.spec.space.trial_config(trial.parameters, self.spec.seed)
         prefix, gpus = self._trial_prefix(number), self._gpus_of(trial)
@@ -503,9 +481,9 @@ class Conductor:
         if spent := self.spent:
             self._cut = spent
             return TrialState.CANCELLED, spent
-        if self._halving is None or trial.is_baseline or value is None:
+        if trial.is_baseline or value is None or not self._search.stops(number, epoch, value):
             return None, None
-        return (TrialState.PRUNED, None) if self._halving.observe(number, epoch, value) else (None, None)
+        return TrialState.PRUNED, None
 
     def _remember(self, number: int, epoch: int, value: float | None) -> None:
         trial = self._open[number]
@@ -513,37 +491,14 @@ class Conductor:
         if value is not None:
             trial.last_value = value
             if not trial.is_baseline:
-                with self._searching():
-                    self._study.report(number, epoch, value)
+                self._search.measured(number, epoch, value)
 
     def _close(self, number: int, state: TrialState, value: float | None) -> None:
         trial = self._open.pop(number)
         self._num_ended += 1
         discard_training_states(self._storage, self._trial_prefix(number))
         if not trial.is_baseline:
-            with self._searching():
-                self._tell(number, state, value)
-
-    def _tell(self, number: int, state: TrialState, value: float | None) -> None:
-        if state is TrialState.COMPLETE and value is not None:
-            self._study.complete(number, value)
-        elif state is TrialState.PRUNED:
-            self._study.prune(number)
-        elif state is TrialState.INFEASIBLE:
-            self._study.infeasible(number, value)
-        else:
-            self._study.fail(number)
-
-    @contextmanager
-    def _searching(self) -> Iterator[None]:
-        began = self._clock()
-        yield
-        self._search_seconds += self._clock() - began
-
-    def _searched(self) -> float:
-        """Seconds of the search since it was last asked for; what the sweep's last trial took is not kept."""
-        seconds, self._search_seconds = self._search_seconds, 0.0
-        return seconds
+            self._search.ended(number, state, value)
 
     def _note_checkpoint(
         self, number: int, value: float | None, is_baseline: bool, checkpoint: CheckpointReference | None
@@ -576,11 +531,7 @@ class Conductor:
         self._note_checkpoint(record.number, record.value, record.is_baseline, record.checkpoint)
         last_value = curve[max(curve)] if curve else None
         if not record.is_baseline:
-            value = last_value if record.state is TrialState.INFEASIBLE else record.value
-            self._study.restore(record.number, record.parameters, record.state, curve, value)
-            for epoch, value in sorted(curve.items()):
-                if self._halving is not None:
-                    self._halving.refill(record.number, epoch, value)
+            self._search.restore(record, curve, last_value)
         if record.state is TrialState.CANCELLED and record.reason in SPENT:
             self._was_cut = record.reason
         if not record.state.is_terminal:

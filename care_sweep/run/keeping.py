@@ -1,15 +1,11 @@
 """Which checkpoints of a sweep are kept? The best of its trials, and its baselines'."""
 
-import logging
-
-from care_sweep.errors import StorageError
+from care_sweep.layout import discard
 from care_sweep.search.retention import CompleteTrial, surplus
 from care_sweep.storage import Storage
 from care_sweep.store import Lease
 
 __all__ = ["KeptCheckpoints"]
-
-_LOG = logging.getLogger(__name__)
 
 
 class KeptCheckpoints:
@@ -30,7 +26,4 @@ class KeptCheckpoints:
         self._lease.forget_checkpoints([trial.number for trial in found])
         for trial in found:
             del self._trials[trial.number]
-        try:
-            self._storage.delete([trial.key for trial in found])
-        except StorageError as error:
-            _LOG.warning("%d checkpoints could not be deleted: %s", len(found), error)
+        discard(self._storage, [trial.key for trial in found], f"{len(found)} checkpoints")

@@ -225,9 +225,8 @@ class Runner:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key)
-        if sweep.state is SweepState.QUEUED:
-            self._placed_since.pop(sweep.id, None)
-        self._placed_since.setdefault(sweep.id, self.monotonic())
+        if sweep.state is SweepState.QUEUED or sweep.id not in self._placed_since:
+            self._placed_since[sweep.id] = self.monotonic()
         _LOG.info("sweep %s is driven by process %d", sweep.id, process.pid)
 
     def _look_after(self, driver: _Driver) -> None:

@@ -103,6 +103,7 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
         self._conductor = conductor
         self._allotment = allotment
         self._settings = settings
+        self._version = own_version()
         self._assignments: dict[str, Assignment] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -122,7 +123,7 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
             return None
         self._assignments[trial_id] = assignment
         return {
-            "version": own_version(),
+            "version": self._version,
             "number": assignment.number,
             "attempt": assignment.attempt,
             "config": assignment.config.model_dump(),

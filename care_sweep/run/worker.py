@@ -36,7 +36,7 @@ from care_sweep.storage import open_storage
 if TYPE_CHECKING:
     from care_sweep.learn.data import Dataset
 
-__all__ = ["run_attempt"]
+__all__ = ["own_place", "run_attempt"]
 
 _LOG = logging.getLogger("care_sweep.trial")
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
@@ -55,7 +55,7 @@ def run_attempt(order: Mapping[str, Any]) -> None:
     as an interruption. After divergence, collapse, unfit images and an interruption the process is fit for
     the next trial; after any other exception Ray replaces it.
     """
-    here = _place()
+    here = own_place()
     tune.report({"place": here.model_dump_json()})
     host = f"{socket.gethostname()} ({here.node_id[:8]})"
     if said := unfit({host: own_version()}, order.get("version", "none that it tells")):
@@ -91,7 +91,8 @@ def run_attempt(order: Mapping[str, Any]) -> None:
         tune.report({"interruption": f"{where}: {error.strerror}; the sweep goes on once there is room"})
 
 
-def _place() -> Place:
+def own_place() -> Place:
+    """Where this worker, which Tune started, runs."""
     context = ray.get_runtime_context()
     actor_id = context.get_actor_id()
     assert actor_id is not None, "Tune runs trials in actors"

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from care_sweep.errors import StorageError
-from care_sweep.layout import LOG_NAME, attempt_of, attempt_prefix, discard_training_states, state_name
+from care_sweep.layout import LOG_NAME, attempt_of, attempt_prefix, discard, state_name, training_states
 from care_sweep.spec import Measurement
 from care_sweep.storage import Storage
 from care_sweep.storage.durable import make_folder_durably
@@ -47,10 +47,11 @@ class Workplace:
         All others before this attempt are deleted. There may be later ones: this may be what is left of one
         that was given up.
         """
-        name, number = "/" + state_name(epoch), attempt_of(f"{self.attempt}/")
-        found = [one.key for one in self.storage.list(self.trial) if one.key.endswith(name)]
-        key = max((key for key in found if attempt_of(key) < number), key=attempt_of, default=None)
-        discard_training_states(self.storage, self.trial, before_attempt=number, keep=key)
+        number, name = attempt_of(self.attempt), "/" + state_name(epoch)
+        states = [one for one in training_states(self.storage, self.trial) if attempt_of(one) < number]
+        key = max((one for one in states if one.endswith(name)), key=attempt_of, default=None)
+        others = [one for one in states if one != key]
+        discard(self.storage, others, f"training states below {self.trial}")
         return None if key is None else self._fetch(key)
 
     def before_report(self, measurement: Measurement) -> None:

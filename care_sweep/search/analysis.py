@@ -27,6 +27,7 @@ __all__ = [
     "compare_with_baselines",
     "in_order",
     "parameter_importance",
+    "shown",
     "standard_error",
 ]
 
@@ -112,6 +113,13 @@ def baselines(trials: Iterable[FinishedTrial]) -> list[RankedTrial]:
     places = enumerate(in_order(trials), start=1)
     found = [_ranked(rank, trial) for rank, trial in places if trial.is_baseline]
     return sorted(found, key=lambda trial: trial.number)
+
+
+def shown(trials: Sequence[FinishedTrial], k: int) -> set[int]:
+    """The numbers of all of which `best` with this k, `baselines` and `compare_with_baselines` tell."""
+    ranked = in_order(trials)
+    searched = [trial for trial in ranked if not trial.is_baseline]
+    return {t.number for t in [*ranked[:k], *searched[:1]]} | {t.number for t in ranked if t.is_baseline}
 
 
 def compare_with_baselines(trials: Sequence[FinishedTrial]) -> list[Comparison]:

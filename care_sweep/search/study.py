@@ -103,16 +103,22 @@ class Study:
         self._enter(number, values)
         for epoch, measured in intermediate.items():
             self.report(number, epoch, measured)
+        if state.is_terminal:
+            self.end(number, state, value)
+
+    def end(self, number: int, state: TrialState, value: float | None) -> None:
+        """End an open trial as it was stored; `state` and `value` are those of `restore`."""
         match state:
             case TrialState.COMPLETE:
-                assert value is not None
+                assert value is not None, f"trial {number} is COMPLETE without value"
                 self.complete(number, value)
             case TrialState.PRUNED:
                 self.prune(number)
-            case TrialState.FAILED | TrialState.CANCELLED:
-                self.fail(number)
             case TrialState.INFEASIBLE:
                 self.infeasible(number, value)
+            case _:
+                assert state.is_terminal, f"trial {number} cannot end {state}"
+                self.fail(number)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """What an open trial measured after `epoch`; of several reports of one epoch the first stands."""

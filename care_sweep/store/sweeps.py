@@ -1,7 +1,6 @@
 """Which sweeps were accepted, and what has become of them: submission, claims, control and every read."""
 
 import math
-import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
@@ -10,15 +9,15 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Engine, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from care_sweep.errors import DatabaseBusy, IdempotencyKeyReused, NotFound, RequestUnderWay
+from care_sweep.errors import DatabaseBusy, NotFound, RequestUnderWay
 from care_sweep.spec import SweepSpec, SweepState, TrialState
-from care_sweep.store.audit import note
+from care_sweep.store.acceptance import accept, accepted_as
 from care_sweep.store.control import Control
 from care_sweep.store.database import reading, writing
-from care_sweep.store.demands import demands_of_all, require_quota
+from care_sweep.store.demands import demands_of_all
 from care_sweep.store.ending import OPEN_STATES, add_event, no_earlier
 from care_sweep.store.grouping import GroupedWrites
 from care_sweep.store.lease import Lease
@@ -47,12 +46,10 @@ from care_sweep.store.rows import (
     visible_to,
 )
 from care_sweep.store.schema import (
-    LOCAL_OWNER,
     attempts,
     clusters,
     enqueued,
     events,
-    idempotency_keys,
     measurements,
     sweeps,
     trials,
@@ -62,7 +59,6 @@ from care_sweep.store.transitions import Move, state_after, states_before
 
 __all__ = ["Store"]
 
-_KEY_SECONDS = 24 * 3600
 _REPORT_KEPT_SECONDS = 3600
 _ROWS_AT_A_TIME = 1000
 
@@ -110,7 +106,9 @@ class Store:
         for _ in range(2):  # the second time round the row that collided is there to be read
             try:
                 return self._grouped.write(
-                    lambda connection: self._accept(connection, spec, idempotency_key, body_sha256)
+                    lambda connection: accept(
+                        connection, self._caller, spec, idempotency_key, body_sha256, self.clock()
+                    )
                 )
             except IntegrityError:
                 if idempotency_key is None:
@@ -128,8 +126,7 @@ class Store:
             IdempotencyKeyReused: the key was used with another body.
         """
         with reading(self.engine) as connection:
-            known = self._by_key(connection, idempotency_key, body_sha256)
-            return None if known is None else sweep_of(connection, known, self._caller)
+            return accepted_as(connection, self._caller, idempotency_key, body_sha256, self.clock())
 
     # --- written by a runner ---
 
@@ -442,55 +439,6 @@ class Store:
         """Return if the database answers and can be written; raises what SQLAlchemy raises otherwise."""
         with writing(self.engine) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
-
-    # --- helpers within a transaction ---
-
-    @property
-    def _owner(self) -> str:
-        return LOCAL_OWNER if self._caller is None else self._caller.owner
-
-    def _by_key(self, connection: Connection, key: str, body_sha256: str) -> str | None:
-        is_kept = idempotency_keys.c.created_at >= self.clock() - _KEY_SECONDS
-        this = (idempotency_keys.c.owner == self._owner) & (idempotency_keys.c.key == key)
-        query = select(idempotency_keys).where(this, is_kept)
-        row = connection.execute(query).mappings().one_or_none()
-        if row is None:
-            return None
-        if row["body_sha256"] != body_sha256:
-            raise IdempotencyKeyReused(f"{key!r} was used with another body; take a new key")
-        return str(row["sweep_id"])
-
-    def _drop_expired_keys(self, connection: Connection) -> None:
-        expired = idempotency_keys.c.created_at < self.clock() - _KEY_SECONDS
-        connection.execute(idempotency_keys.delete().where(expired))
-
-    def _accept(
-        self, connection: Connection, spec: SweepSpec, idempotency_key: str | None, body_sha256: str
-    ) -> tuple[SweepRecord, bool]:
-        if idempotency_key is not None:
-            self._drop_expired_keys(connection)
-            known = self._by_key(connection, idempotency_key, body_sha256)
-            if known is not None:
-                return sweep_of(connection, known, self._caller), False
-        require_quota(connection, self._caller)
-        return self._insert(connection, spec, idempotency_key, body_sha256), True
-
-    def _insert(
-        self, connection: Connection, spec: SweepSpec, idempotency_key: str | None, body_sha256: str
-    ) -> SweepRecord:
-        sweep_id, now = secrets.token_hex(6), self.clock()
-        row: dict[str, Any] = {"id": sweep_id, "name": spec.name, "spec": spec.model_dump(mode="json")}
-        row |= {"state": SweepState.QUEUED, "created_at": now, "queued_at": now, "owner": self._owner}
-        row["priority"] = spec.priority
-        row["token_id"] = None if self._caller is None else self._caller.token_id
-        inserted = connection.execute(insert(sweeps).returning(sweeps), row).mappings().one()
-        if idempotency_key is not None:
-            made = {"owner": self._owner, "key": idempotency_key, "body_sha256": body_sha256}
-            made |= {"sweep_id": sweep_id}
-            connection.execute(insert(idempotency_keys), {**made, "created_at": now})
-        note(connection, self._caller, "submit", sweep_id, SweepState.QUEUED, now)
-        add_event(connection, sweep_id, "sweep", {"state": SweepState.QUEUED}, now)
-        return sweep_record({**inserted, "spec": spec}, {})
 
 
 def _under_way(idempotency_key: str | None) -> RequestUnderWay:

@@ -80,5 +80,5 @@ def next_of(conductor: Conductor) -> Assignment:
 
 def told(conductor: Conductor) -> list[Any]:
     """What Optuna knows of the searched trials: state, value, and whether a constraint is violated."""
-    told = [t for t in conductor._study._study.trials if t.state is not optuna.trial.TrialState.FAIL]
+    told = [t for t in conductor._search._study._study.trials if t.state is not optuna.trial.TrialState.FAIL]
     return [(t.state.name, t.value, bool(t.constraints)) for t in told]

@@ -30,15 +30,12 @@ def _gated(home: Path) -> Callable[[Mapping[str, Any]], None]:
     """A worker's function: it says where it runs, and each epoch ends once its gate is open."""
 
     def wait(order: Mapping[str, Any]) -> None:
-        import ray
         from ray import tune
 
-        from care_sweep.spec import Measurement, Place
+        from care_sweep.run.worker import own_place
+        from care_sweep.spec import Measurement
 
-        here = ray.get_runtime_context()
-        ids = {"actor_id": here.get_actor_id(), "node_id": here.get_node_id()}
-        told = Place(**ids, log_name=None, gpus=tuple(map(str, ray.get_gpu_ids())))
-        tune.report({"place": told.model_dump_json()})
+        tune.report({"place": own_place().model_dump_json()})
         for epoch in range(order["last_epoch"] + 1, EPOCHS + 1):
             while not _gate(home, order["prefix"], epoch).exists():
                 time.sleep(0.1)

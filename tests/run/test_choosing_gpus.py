@@ -193,7 +193,7 @@ def test_trials_go_on_beside_and_after_one_that_wants_a_whole_gpu(
     def attempt(order: dict[str, Any]) -> None:
         """Trial 1 needs more than half a GPU; in the place of a worker's."""
         with (tmp_path / "held").open("a") as held:
-            held.write(f"{order['number']} {order['attempt']} {order['gpus']} {worker._place().gpus}\n")
+            held.write(f"{order['number']} {order['attempt']} {order['gpus']} {worker.own_place().gpus}\n")
         if order["number"] == 1 and order["gpus"] < 1:
             tune.report({"loss": json.dumps({"reason": "out of memory", "message": "no memory"})})
             raise MemoryError

@@ -419,13 +419,13 @@ def test_the_seconds_of_the_search_are_stored(
     sweep = make_sweep()
     conductor = sweep.conduct()
     for name, seconds in (("ask", 0.5), ("report", 0.25)):
-        inner = getattr(conductor._study, name)
+        inner = getattr(conductor._search._study, name)
 
         def slow(*told: Any, inner: Any = inner, seconds: float = seconds) -> Any:
             sweep.clock.now += seconds
             return inner(*told)
 
-        monkeypatch.setattr(conductor._study, name, slow)
+        monkeypatch.setattr(conductor._search._study, name, slow)
 
     def stored() -> float:
         return sweep.store.sweep(sweep.id).search_seconds

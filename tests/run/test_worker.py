@@ -45,7 +45,7 @@ def reports(
     monkeypatch.setattr(train_module, "train", fail)
     monkeypatch.setattr(worker, "_dataset", lambda *_: None)
     monkeypatch.setattr(worker.tune, "report", said.append)
-    monkeypatch.setattr(worker, "_place", lambda: PLACE)
+    monkeypatch.setattr(worker, "own_place", lambda: PLACE)
     order = {
         "number": 3,
         "attempt": 1,

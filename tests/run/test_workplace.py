@@ -65,7 +65,7 @@ class _Driver:
                     raise SystemExit
 
         self.patch.setattr(worker.tune, "report", report)
-        self.patch.setattr(worker, "_place", lambda: PLACE)
+        self.patch.setattr(worker, "own_place", lambda: PLACE)
         config = TrialConfig(
             dataset=self.dataset,
             encoder="resnet_tiny",

@@ -9,6 +9,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
+from spaces import MIXED
 
 from care_sweep.documents import parse
 from care_sweep.search import sampler
@@ -18,13 +19,6 @@ from care_sweep.spec import Scalar, SearchSpace, TrialState
 
 SEED = 5
 ENDS = [*TrialState, *[TrialState.COMPLETE] * 8]
-MIXED = {
-    "temperature": {"type": "float", "low": 0.05, "high": 1.0, "log": True},
-    "batch_size": {"type": "categorical", "choices": [64]},
-    "warmup_epochs": {"type": "int", "low": 0, "high": 10},
-    "encoder": {"type": "categorical", "choices": ["resnet18", "resnet50"]},
-    "augmentation_strength": {"type": "float", "low": 0.0, "high": 1.5},
-}
 
 
 class PlainOptuna:

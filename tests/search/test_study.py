@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.samplers import TPESampler
 from optuna.search_space import IntersectionSearchSpace
+from spaces import MIXED
 
 from care_sweep.documents import parse
 from care_sweep.errors import InvalidDocument
@@ -129,19 +130,10 @@ def test_a_restored_study_goes_on_as_the_live_one(space: SearchSpace) -> None:
             study.complete(number, number / 100)
 
 
-MIXED_SPACE = {
-    "temperature": {"type": "float", "low": 0.05, "high": 1.0, "log": True},
-    "batch_size": {"type": "categorical", "choices": [64]},
-    "warmup_epochs": {"type": "int", "low": 0, "high": 10},
-    "encoder": {"type": "categorical", "choices": ["resnet18", "resnet50"]},
-    "augmentation_strength": {"type": "float", "low": 0.0, "high": 1.5},
-}
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_what_the_sampler_is_told_is_what_it_would_find(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parameters that all trials have: without them it compares all trials at each ask."""
-    space = parse(SearchSpace, {"parameters": MIXED_SPACE})
+    space = parse(SearchSpace, {"parameters": MIXED})
 
     def asked() -> list[dict[str, Scalar]]:
         return [trial.values for trial in live_through(space, seed, num_steps=150).stored.values()]
