@@ -11,7 +11,8 @@ ours-float32     a trial of this package, at that precision
 ours-bfloat16
 
 The contenders take turns, and so do two ceilings: a matrix product (bfloat16 on a GPU, float32 on a CPU) and
-a copy within the device's memory. Prints one table; the JSON is written anew after each round. What it needs
+a copy within the device's memory. The process keeps the memory that any of them frees, as those of trials
+do. Prints one table; the JSON is written anew after each round. What it needs
 of a machine is torch, torchvision, numpy, Pillow, pydantic, pyarrow and safetensors.
 """
 
@@ -32,6 +33,8 @@ from published_step import PlainModel
 from side_by_side import Contender, Outcome, Race, machine, spread, table
 from step_contenders import Cheap, Ours, Published
 
+from care_sweep.memory import keep_freed_memory
+
 _NUM_VIEWS = 4  # of an image in a step
 _SIDE = 32
 _MAX_WORKERS = 8  # of the published loader
@@ -41,6 +44,7 @@ _PRODUCT, _COPY = "matrix product", "memory copy"
 
 def main() -> None:
     arguments = _arguments()
+    keep_freed_memory()
     device = torch.device(arguments.device)
     builders: dict[str, Callable[[], Contender]] = {
         _PRODUCT: lambda: MatrixProduct(device),

@@ -18,6 +18,7 @@ from rich.progress import (
 
 from care_sweep.documents import parse
 from care_sweep.errors import CheckpointError, Conflict, InvalidDocument, Problem
+from care_sweep.memory import keep_freed_memory
 from care_sweep.settings import Settings
 from care_sweep.spec import CategoricalParameter, Measurement, Scalar, SearchSpace, TrialConfig
 from care_sweep.storage.durable import write_durably
@@ -78,6 +79,7 @@ def train_one(
     state, lines = _where_to_go_on(directory) if resume else (None, [])
     if not (resume or overwrite):
         _refuse_a_second_trial(directory)
+    keep_freed_memory()
     from care_sweep.learn.data import load_dataset  # noqa: PLC0415  (torch loads only for this command)
     from care_sweep.learn.train import train  # noqa: PLC0415
 

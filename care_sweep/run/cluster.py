@@ -11,6 +11,7 @@ import ray
 from ray._private.services import get_webui_url_from_internal_kv
 
 from care_sweep.errors import ClusterExposed
+from care_sweep.memory import KEEPING_FREED_MEMORY
 from care_sweep.run.exposure import refuse_open_cluster, refuse_open_dashboard, refuse_readable_token
 
 __all__ = ["await_cluster", "connect", "describe"]
@@ -19,6 +20,7 @@ _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 
 _WORKER_ENVIRONMENT = {
+    **KEEPING_FREED_MEMORY,
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # at 2 s a trial slow to unwind leaks its slot
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }

@@ -1,4 +1,5 @@
-"""A process that trains holds no way to the database and no token of the service, on a real Ray."""
+"""A process that trains holds no way to the database and no token of the service, and keeps the memory
+that it frees, on a real Ray."""
 
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from care_sweep.local_ray import ray_environment
+from care_sweep.memory import KEEPING_FREED_MEMORY
 from care_sweep.settings import Settings
 from care_sweep.supervise import running
 
@@ -29,7 +31,7 @@ print(json.dumps(ray.get(environment.remote())))
 """
 
 
-def test_a_trial_inherits_neither_database_nor_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_trial_inherits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a driver starts it, which has both: the secrets are nowhere in what the worker sees."""
     database_url = f"sqlite:///{tmp_path / 'hunter1.db'}"
     secrets = {
@@ -54,5 +56,6 @@ def test_a_trial_inherits_neither_database_nor_token(tmp_path: Path, monkeypatch
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["AWS_ACCESS_KEY_ID"] == "a-key", "checkpoints may go to an object store"
+    assert KEEPING_FREED_MEMORY.items() <= found.items()
     assert not {*secrets} & {*found}
     assert "hunter" not in json.dumps(found)
