@@ -3,11 +3,11 @@
     python benchmarks/sweep.py [--trials 1 4] [--seconds-per-trial 30] [--rounds 1] [--json FILE]
 
 Trials have as many epochs as a short timing says that they need to take so long. Each round runs sweeps of
-the given numbers of trials, one trial at a time, over HTTP on an instance of its own, and after each calls
-`learn.train` on the same configurations in a loop, in one fresh process, with one thread like the sweep's. A
+the given numbers of trials, one trial at a time, over HTTP on an instance of its own, and after each trains
+the same configurations in a loop, in one fresh process (`bare_loop.py`), with one thread like the sweep's. A
 line through each pair of times gives fixed seconds (intercept) and seconds of each trial (slope). The start
-of the instance is not counted, those of the driver, of the worker and of the loop's process are. What a
-search costs after 1,000 and 10,000 trials is `search.py`'s.
+of the instance is not counted, those of the driver, of the worker and of the loop's process are, imports
+included. What a search costs after 1,000 and 10,000 trials is `search.py`'s.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from side_by_side import machine, quartiles, table
 
 from care_sweep.client import Client
 from care_sweep.settings import Settings
-from care_sweep.spec import TrialConfig
 from care_sweep.supervise import running
 
 _SPACE: dict[str, Any] = {
@@ -38,13 +37,11 @@ _SPACE: dict[str, Any] = {
     "fixed": {"encoder": "resnet_tiny", "batch_size": 32, "num_splits": 4, "probe_epochs": 5},
 }
 _TIMED_EPOCHS = 6
+_LOOP = Path(__file__).with_name("bare_loop.py")
 
 
 def main() -> None:
     arguments = _arguments()
-    if arguments.bare:
-        train_in_a_loop(*map(Path, arguments.bare))
-        return
     with TemporaryDirectory(prefix="care-sweep-benchmark-") as folder:
         settings = Settings.from_environment({"CARE_SWEEP_HOME": folder})
         dataset = cut_few_images(settings.data_roots[0] / "few")
@@ -64,7 +61,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds-per-trial", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where the figures are written")
-    parser.add_argument("--bare", nargs=2, metavar=("CONFIGS", "OUTPUT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -103,30 +99,14 @@ def epochs_for(seconds: float, dataset: str, folder: Path) -> int:
 
 
 def time_loop(configs: list[dict[str, Any]], folder: Path) -> tuple[float, list[float]]:
-    """Seconds of the same trainings in one fresh process, imports included, and those of each epoch."""
+    """Seconds of a process that trains the same, from its start to its end, and those of each epoch."""
     order, answer = folder / "configs.json", folder / "seconds.json"
     order.write_text(json.dumps(configs))
-    command = [sys.executable, __file__, "--bare", str(order), str(answer)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    found = json.loads(answer.read_text())
-    return found["seconds"], found["epochs"]
-
-
-def train_in_a_loop(configs: Path, answer: Path) -> None:
-    """The loop a researcher would write, timed with its imports; runs in a process of its own."""
+    command = [sys.executable, str(_LOOP), str(order), str(answer)]
     started = time.perf_counter()
-    from care_sweep.learn.data import load_dataset
-    from care_sweep.learn.train import train
-
-    todo = [TrialConfig.model_validate(document) for document in json.loads(configs.read_text())]
-    epochs: list[float] = []
-    with TemporaryDirectory() as folder:
-        data = load_dataset(todo[0].dataset, download_directory=Path(folder))
-        for number, config in enumerate(todo):
-            train(
-                config, data, lambda seen: epochs.append(seen.seconds), directory=Path(folder) / str(number)
-            )
-    answer.write_text(json.dumps({"seconds": time.perf_counter() - started, "epochs": epochs}))
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    seconds = time.perf_counter() - started
+    return seconds, json.loads(answer.read_text())
 
 
 def summary(rounds: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, Any]:
