@@ -7,7 +7,9 @@ the given numbers of trials, one trial at a time, over HTTP on an instance of it
 the same configurations in a loop, in one fresh process (`bare_loop.py`), with one thread like the sweep's. A
 line through each pair of times gives fixed seconds (intercept) and seconds of each trial (slope). The start
 of the instance is not counted, those of the driver, of the worker and of the loop's process are, imports
-included. What a search costs after 1,000 and 10,000 trials is `search.py`'s.
+included. Each side also says what its epochs took of that; the rest is machinery, and how much more of it a
+sweep has than the loop is seen to tenths of a second, while a machine's speed changes by several per cent
+from minute to minute. What a search costs after 1,000 and 10,000 trials is `search.py`'s.
 """
 
 import argparse
@@ -67,17 +69,25 @@ def _arguments() -> argparse.Namespace:
 def measure(
     settings: Settings, dataset: str, epochs: int, numbers: Sequence[int]
 ) -> dict[str, dict[int, float]]:
-    """One round: seconds of sweep and loop at both numbers of trials, in turns."""
-    swept, looped = {}, {}
+    """One round: seconds of sweep and loop at both numbers of trials, in turns, and those of their epochs."""
+    swept, looped, swept_epochs, looped_epochs = {}, {}, {}, {}
     with running(settings, num_cpus=1) as instance, Client(instance.url) as client:
         for number in numbers:
-            swept[number], configs = sweep(client, dataset, epochs, number)
-            looped[number], _ = time_loop(configs, settings.home)
-    return {"sweep": swept, "loop": looped}
+            swept[number], swept_epochs[number], configs = sweep(client, dataset, epochs, number)
+            looped[number], taken = time_loop(configs, settings.home)
+            looped_epochs[number] = sum(taken)
+    return {
+        "sweep": swept,
+        "loop": looped,
+        "epochs of the sweep": swept_epochs,
+        "epochs of the loop": looped_epochs,
+    }
 
 
-def sweep(client: Client, dataset: str, epochs: int, num_trials: int) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds from the POST to the stored end, and the configurations that ran."""
+def sweep(
+    client: Client, dataset: str, epochs: int, num_trials: int
+) -> tuple[float, float, list[dict[str, Any]]]:
+    """Seconds from the POST to the stored end, those of all epochs, and the configurations that ran."""
     space = {**_SPACE, "fixed": {**_SPACE["fixed"], "dataset": dataset, "epochs": epochs}}
     document = {"name": "benchmark", "space": space, "num_trials": num_trials, "early_stopping": "none"}
     started = time.perf_counter()
@@ -87,7 +97,9 @@ def sweep(client: Client, dataset: str, epochs: int, num_trials: int) -> tuple[f
     seconds = time.perf_counter() - started
     trials = list(client.trials(sweep_id))
     assert [trial["state"] for trial in trials] == ["COMPLETE"] * num_trials
-    return seconds, [{**space["fixed"], **trial["parameters"]} for trial in trials]
+    measured = [one for number in range(num_trials) for one in client.measurements(sweep_id, number)]
+    configs = [{**space["fixed"], **trial["parameters"]} for trial in trials]
+    return seconds, sum(one["seconds"] for one in measured), configs
 
 
 def epochs_for(seconds: float, dataset: str, folder: Path) -> int:
@@ -129,8 +141,16 @@ def summary(rounds: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, An
         }
         for name, pairs in kinds.items()
     }
+    for number in numbers:
+        found[str(number)]["machinery_percent"] = quartiles([_machinery(one, number) for one in rounds])
     fixed = [one["sweep"]["fixed_seconds"] - one["loop"]["fixed_seconds"] for one in lines]
     return {"trials": found, "fixed_seconds_over": quartiles(fixed)}
+
+
+def _machinery(one: Mapping[str, Mapping[int, float]], number: int) -> float:
+    """What a sweep spends outside its epochs more than the loop, in percent of the loop."""
+    outside = [one[side][number] - one[f"epochs of the {side}"][number] for side in ("sweep", "loop")]
+    return 100 * (outside[0] - outside[1]) / one["loop"][number]
 
 
 def line(times: Mapping[int, float]) -> dict[str, float]:
@@ -142,6 +162,8 @@ def line(times: Mapping[int, float]) -> dict[str, float]:
 
 def _row(name: str, found: Mapping[str, tuple[float, float, float]]) -> dict[str, str]:
     def cell(key: str) -> str:
+        if key not in found:
+            return "-"
         low, middle, high = (f"{value:.4g}" for value in found[key])
         return f"{middle} ({low} to {high})"
 
@@ -151,6 +173,7 @@ def _row(name: str, found: Mapping[str, tuple[float, float, float]]) -> dict[str
         "loop, s": cell("loop_seconds"),
         "trials an hour": cell("trials_an_hour"),
         "over the loop, %": cell("over_percent"),
+        "machinery, %": cell("machinery_percent"),
     }
 
 

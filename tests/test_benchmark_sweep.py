@@ -17,12 +17,17 @@ def test_a_line_through_two_times() -> None:
 
 
 def test_rates_and_percents_are_of_each_round() -> None:
-    slow, fast = ({"sweep": {1: 2 * t, 3: 6 * t}, "loop": {1: t, 3: 5 * t}} for t in (10.0, 1.0))
-    found = summary([slow, slow, fast])
+    def a_round(t: float) -> dict[str, dict[int, float]]:
+        times = {"sweep": {1: 2 * t, 3: 6 * t}, "loop": {1: t, 3: 5 * t}}
+        return times | {"epochs of the sweep": {1: t, 3: 4 * t}, "epochs of the loop": {1: t, 3: 4 * t}}
+
+    found = summary([a_round(10.0), a_round(10.0), a_round(1.0)])
     assert list(found["trials"]) == ["1", "3", "each further"]
     assert found["trials"]["3"]["over_percent"] == pytest.approx((20.0, 20.0, 20.0))
     assert found["trials"]["3"]["trials_an_hour"] == pytest.approx((180.0, 180.0, 990.0))
     assert found["trials"]["1"]["over_percent"] == pytest.approx((100.0, 100.0, 100.0))
+    assert found["trials"]["1"]["machinery_percent"] == pytest.approx((100.0, 100.0, 100.0))
+    assert found["trials"]["3"]["machinery_percent"] == pytest.approx((20.0, 20.0, 20.0))
     assert found["trials"]["each further"]["loop_seconds"] == pytest.approx((11.0, 20.0, 20.0))
     assert found["trials"]["each further"]["over_percent"] == pytest.approx((0.0, 0.0, 0.0))
     assert found["fixed_seconds_over"] == pytest.approx((5.5, 10.0, 10.0))
@@ -41,6 +46,8 @@ def test_a_sweep_beside_a_loop_over_its_trials(tmp_path: Path) -> None:
     assert found["epochs"] >= 2
     assert list(found["trials"]) == ["1", "2", "each further"]
     for number in (1, 2):
-        assert all(found["rounds"][0][side][str(number)] > 0 for side in ("sweep", "loop"))
+        for side in ("sweep", "loop"):
+            took = found["rounds"][0][f"epochs of the {side}"][str(number)]
+            assert 0 < took < found["rounds"][0][side][str(number)]
     assert found["trials"]["2"]["trials_an_hour"][1] > 0
     assert "| each further |" in done.stdout
