@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+from drivers import is_driving
 from nodes import SimulatedCluster, sleeping_sweep
 from phases.kept import kept
 from serving import Service, allow_files, service_on
@@ -208,9 +209,10 @@ async def _is_told(reader: asyncio.StreamReader) -> bool:
 
 
 def _drivers() -> list[int]:
-    """The processes of drivers that this one has started."""
+    """The processes that this one has started and that drive a sweep."""
     command = ["pgrep", "-P", str(os.getpid()), "-f", "sleeping.py"]
-    return list(map(int, subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()))
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return [pid for pid in map(int, found) if is_driving(pid)]
 
 
 def _peak_bytes(pid: int) -> int:

@@ -1,6 +1,6 @@
 """The driver of a sweep whose trials sleep in place of training: to look at the machinery, not at learning.
 
-    python benchmarks/sleeping.py --seconds-per-epoch 0.2 --sweep ID --fencing-token N
+    python benchmarks/sleeping.py --seconds-per-epoch 0.2
 
 All but the work is the service's own; `care_sweep.run.runner.Runner` takes the command as its `driver`. A
 trial measures what it would, were accuracy a smooth function of its temperature alone. Each epoch leaves a
@@ -60,5 +60,4 @@ def sleeping(seconds_per_epoch: float) -> Callable[[Mapping[str, Any]], None]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds-per-epoch", type=float, required=True)
-    told, of_the_driver = parser.parse_known_args()
-    sys.exit(main(of_the_driver, sleeping(told.seconds_per_epoch)))
+    sys.exit(main(sleeping(parser.parse_args().seconds_per_epoch)))

@@ -6,10 +6,11 @@ Trials have as many epochs as a short timing says that they need to take so long
 the given numbers of trials, one trial at a time, over HTTP on an instance of its own, and after each trains
 the same configurations in a loop, in one fresh process (`bare_loop.py`), with one thread like the sweep's. A
 line through each pair of times gives fixed seconds (intercept) and seconds of each trial (slope). The start
-of the instance is not counted, those of the driver, of the worker and of the loop's process are, imports
-included. Each side also says what its epochs took of that; the rest is machinery, and how much more of it a
-sweep has than the loop is seen to tenths of a second, while a machine's speed changes by several per cent
-from minute to minute. What a search costs after 1,000 and 10,000 trials is `search.py`'s.
+of the instance is not counted, and its parts have loaded, so that a driver waits for the sweep; the starts of
+the worker and of the loop's process are, imports included. Each side also says what its epochs took of that;
+the rest is machinery, and how much more of it a sweep has than the loop is seen to tenths of a second, while
+a machine's speed changes by several per cent from minute to minute. What a search costs after 1,000 and
+10,000 trials is `search.py`'s.
 """
 
 import argparse
@@ -39,6 +40,7 @@ _SPACE: dict[str, Any] = {
     "fixed": {"encoder": "resnet_tiny", "batch_size": 32, "num_splits": 4, "probe_epochs": 5},
 }
 _TIMED_EPOCHS = 6
+_SETTLING_SECONDS = 20.0  # of an instance: Ray's dashboard still loads when it answers, then a driver does
 _LOOP = Path(__file__).with_name("bare_loop.py")
 
 
@@ -72,6 +74,7 @@ def measure(
     """One round: seconds of sweep and loop at both numbers of trials, in turns, and those of their epochs."""
     swept, looped, swept_epochs, looped_epochs = {}, {}, {}, {}
     with running(settings, num_cpus=1) as instance, Client(instance.url) as client:
+        time.sleep(_SETTLING_SECONDS)
         for number in numbers:
             swept[number], swept_epochs[number], configs = sweep(client, dataset, epochs, number)
             looped[number], taken = time_loop(configs, settings.home)

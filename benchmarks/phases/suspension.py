@@ -22,8 +22,6 @@ _WAIT_SECONDS = 300.0
 _NUM_EPOCHS = 60
 """Of a trial: the sweep must still run when the driver wakes up."""
 
-_DRIVER, _RUNNER = "care_sweep.run.driver", "care_sweep.run.runner"
-
 
 def suspension(home: Path, chance: random.Random, num_trials: int) -> dict[str, Any]:
     """Stop a driver for three leases, have another drive its sweep, wake it; and again, with its runner."""
@@ -36,7 +34,7 @@ def suspension(home: Path, chance: random.Random, num_trials: int) -> dict[str, 
     ):
         found = [
             _slept(asleep, asked, chance.uniform(0, 3), home, instance, client, store)
-            for asleep in ((_DRIVER,), (_RUNNER, _DRIVER))
+            for asleep in (("driver",), ("runner", "driver"))
         ]
     return {
         "suspensions": len(found),

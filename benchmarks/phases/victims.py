@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from drivers import is_driving
+
 __all__ = ["Serving", "Suspended", "lifetimes"]
 
 _PATTERNS = {
@@ -59,7 +61,7 @@ class Serving:
 
     def pids(self, victim: str) -> list[int]:
         """Whoever of that kind lives at this instant."""
-        return processes(self._home, _PATTERNS[victim])
+        return _living(self._home, victim)
 
     def kill_once_there(
         self, victim: str, choose: Callable[[Sequence[int]], int | None] = lambda pids: pids[0]
@@ -98,9 +100,9 @@ class Serving:
 class Suspended:
     """Processes that sleep for the length of a `with`."""
 
-    def __init__(self, home: Path, *modules: str) -> None:
-        self._pids = [pid for module in modules for pid in processes(home, f"-m {module}")]
-        assert len(self._pids) >= len(modules), "not all of them are there"
+    def __init__(self, home: Path, *victims: str) -> None:
+        self._pids = [pid for victim in victims for pid in _living(home, victim)]
+        assert len(self._pids) >= len(victims), "not all of them are there"
 
     def __enter__(self) -> None:
         for pid in self._pids:
@@ -125,7 +127,12 @@ def lifetimes(pids: Sequence[int]) -> set[tuple[int, str]]:
     return found
 
 
-def processes(home: Path, pattern: str) -> list[int]:
+def _living(home: Path, victim: str) -> list[int]:
+    found = _processes(home, _PATTERNS[victim])
+    return [pid for pid in found if is_driving(pid)] if victim == "driver" else found
+
+
+def _processes(home: Path, pattern: str) -> list[int]:
     """Processes that carry this home in their environment and the pattern in their command."""
     marker, found = f"CARE_SWEEP_HOME={home}\0".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):

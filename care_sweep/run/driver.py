@@ -1,24 +1,25 @@
 """One sweep, from its claim to its end: the process `python -m care_sweep.run.driver`.
 
-One process a sweep, since Ray Tune keeps global state. It ends 0 when the sweep has ended, paused, is
-handed over to a fresh driver or gave way to another sweep, as SIGUSR2 asks of it; 3 when its lease was lost,
-and otherwise 1: the runner then starts another, which goes on from the store.
+One process a sweep, since Ray Tune keeps global state; its runner may start it before there is one, and tells
+it on standard input. It ends 0 when the sweep has ended, paused, is handed over to a fresh driver or gave way
+to another sweep, as SIGUSR2 asks of it; 3 when its lease was lost, and otherwise 1: the runner then starts
+another, which goes on from the store.
 """
 
-import argparse
 import functools
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from care_sweep.errors import LeaseLost, RevisionMismatch
 from care_sweep.log_lines import begin_logging
 from care_sweep.run.patience import Complaints, outlast
+from care_sweep.run.starting import await_order
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState, TrialState
 from care_sweep.storage import open_storage
@@ -36,18 +37,19 @@ _RENEW_SECONDS = 2.0
 _LOG = logging.getLogger("care_sweep.driver")
 
 
-def main(arguments: Sequence[str] | None = None, work: "_Work | None" = None) -> int:
-    """Drive the sweep named on the command line; `work`, if not training, is what its workers do."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweep", required=True)
-    parser.add_argument("--fencing-token", required=True, type=int)
-    told = parser.parse_args(arguments)
+def main(work: "_Work | None" = None) -> int:
+    """Drive the sweep that the runner tells of; `work`, if not training, is what its workers do."""
     begin_logging("%(asctime)s %(levelname)s %(message)s")
+    loading = threading.Thread(target=_load, name="loading", daemon=True)
+    loading.start()
+    order = await_order()
+    if order is None:
+        return 0
     settings = Settings.from_environment()
     store = Store(open_database(settings.database_url))
-    lease = Lease(store.engine, told.sweep, told.fencing_token, store.clock, persist=outlast)
+    lease = Lease(store.engine, order.sweep_id, order.fencing_token, store.clock, persist=outlast)
     try:
-        drive(store, lease, settings, work)
+        drive(store, lease, settings, loading, work)
     except LeaseLost as error:
         _LOG.warning("%s", error)
         return LEASE_LOST
@@ -64,7 +66,14 @@ def last_words(error: Exception) -> str:
     return lines[-1] if lines[0].startswith("Traceback") else f"{type(error).__name__}: {lines[0]}"
 
 
-def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" = None) -> None:
+def _load() -> None:
+    """Import what takes long."""
+    from care_sweep.run import cluster, conductor, tuning  # noqa: F401, PLC0415
+
+
+def drive(
+    store: Store, lease: Lease, settings: Settings, loading: threading.Thread, work: "_Work | None" = None
+) -> None:
     """Run what is left of the sweep and store how it ended, unless asked to give way before.
 
     Called from the main thread, where Python hears signals.
@@ -84,6 +93,7 @@ def drive(store: Store, lease: Lease, settings: Settings, work: "_Work | None" =
         return 0.0 if conductor is None else conductor.seconds
 
     with _kept(lease, seconds):  # also while Ray is imported, which takes long on a busy machine
+        loading.join()
         from care_sweep.run import conductor as conducting  # noqa: PLC0415
         from care_sweep.run.cluster import await_cluster, connect  # noqa: PLC0415
         from care_sweep.run.tuning import run_trials  # noqa: PLC0415

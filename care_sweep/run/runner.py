@@ -21,6 +21,7 @@ from care_sweep.log_lines import begin_logging
 from care_sweep.run.cluster import await_cluster, connect, describe
 from care_sweep.run.driver import LEASE_LOST
 from care_sweep.run.patience import Complaints, outlast
+from care_sweep.run.starting import Order, Starter
 from care_sweep.run.tidying import tidy_up
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState
@@ -98,7 +99,7 @@ class Runner:
     """Claims waiting and abandoned sweeps, and ends those that are cancelled. Used from one thread.
 
     It drives so many at once as the settings say; their drivers divide the cluster, for Ray does not.
-    `driver` is the command that drives one, but for its options.
+    `driver` is the command of a process that drives one, and waits until it is told which.
     """
 
     settings: Settings
@@ -108,6 +109,7 @@ class Runner:
     driver: Sequence[str] = (sys.executable, "-m", "care_sweep.run.driver")
 
     def __post_init__(self) -> None:
+        self._starter = Starter(self.driver, self.monotonic)
         self._storage = open_storage(self.settings.storage_uri)
         self._drivers: dict[str, _Driver] = {}
         self._observed: dict[str, _Observation] = {}
@@ -142,9 +144,12 @@ class Runner:
         for sweep in waiting[:num_free]:
             self._claim(sweep)
         self._make_room(num_orphaned + len(waiting[num_free:]))
+        if self._has_room():
+            self._starter.prepare()
 
     def close(self) -> None:
         """End the drivers and let go of their sweeps, which go on when a runner claims them again."""
+        self._starter.close()
         for driver in self._drivers.values():
             self._kill(driver)
             with contextlib.suppress(LeaseLost, DatabaseUnavailable):  # then its lease runs out
@@ -219,11 +224,9 @@ class Runner:
             return
         log, log_key = self._log_of(lease)
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [*self.driver, "--sweep", sweep.id, "--fencing-token", str(lease.token)]
-        with log.open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603  (our own module; the id is ours)
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
+        log.touch()
+        order = Order(sweep_id=sweep.id, fencing_token=lease.token, log=log)
+        process = self._starter.start(order)
         self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key)
         if sweep.state is SweepState.QUEUED or sweep.id not in self._placed_since:
             self._placed_since[sweep.id] = self.monotonic()

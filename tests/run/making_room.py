@@ -102,5 +102,5 @@ def _run(home: Path) -> Mapping[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--home":
-        sys.exit(drive(sys.argv[3:], _gated(Path(sys.argv[2]))))
+        sys.exit(drive(_gated(Path(sys.argv[2]))))
     print(json.dumps(_run(Path(sys.argv[1]))))

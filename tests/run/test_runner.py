@@ -1,5 +1,6 @@
 """When is a sweep taken over, or a driver replaced? Never for the fault of a database or a clock."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ class Driver:
     is_asked_to_give_way = False
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+        self.stdin = io.BytesIO()  # by which it is told its sweep
 
     def poll(self) -> int | None:
         return self.status
@@ -350,3 +351,16 @@ def test_a_thousand_paused_sweeps_hide_none_that_was_abandoned(scene: Scene) -> 
     scene.held_by_another()
     scene.look_for(LEASE_SECONDS + 1)
     assert scene.owner == "ours"
+
+
+def test_a_driver_waits_for_a_sweep_where_one_could_be_driven(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene(num_places=2)
+    scene.look_for(30, scene.renew)
+    (first,) = scene.drivers()
+    waiting = scene.runner._starter._waiting
+    assert waiting is not None and waiting is not first.process
+    late = scene.store.submit(sweep_spec())[0].id
+    scene.look_for(30, scene.renew)
+    assert {one.lease.sweep_id: one.process for one in scene.drivers()}[late] is waiting
+    assert scene.runner._starter._waiting is None, "there is no place for another"
+    scene.runner.close()

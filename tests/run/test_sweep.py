@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 import pytest
+from drivers import is_driving
 
 import care_sweep
 from care_sweep.answers import Attempt
@@ -79,10 +80,10 @@ def _living(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def _children(parent: int) -> list[int]:
-    command = ["pgrep", "-P", str(parent), "-f", "care_sweep.run.driver"]
+def _drivers(runner: int) -> list[int]:
+    command = ["pgrep", "-P", str(runner), "-f", "care_sweep.run.driver"]
     found = subprocess.run(command, check=False, capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
+    return [pid for pid in map(int, found.stdout.split()) if is_driving(pid)]
 
 
 def test_a_sweep_ends_with_a_best_configuration_and_a_checkpoint_that_loads(
@@ -189,7 +190,7 @@ def test_a_killed_driver_is_replaced_and_nothing_is_lost_or_doubled(
 
     sweep_id = client.submit(document)["id"]
     _until(_log_of(client, sweep_id, 1), "a first epoch of trial 1")
-    (driver,) = _children(instance.runner.process.pid)
+    (driver,) = _drivers(instance.runner.process.pid)
     worker = _process_of(client.logs(sweep_id, 1))
     os.kill(driver, signal.SIGKILL)
     _until(lambda: not _living([worker]), "the end of a worker whose driver is dead", seconds=60)
@@ -226,8 +227,8 @@ def test_a_late_small_sweep_has_its_share_of_a_full_cluster(
     assert epochs == list(range(1, len(epochs) + 1))
 
     runner = instance.runner.process.pid
-    _until(lambda: len(_children(runner)) == 1, "the late one's driver has ended")
-    os.kill(_children(runner)[0], signal.SIGUSR2)
+    _until(lambda: len(_drivers(runner)) == 1, "the late one's driver has ended")
+    os.kill(_drivers(runner)[0], signal.SIGUSR2)
 
     def reasons() -> set[str | None]:
         return {a["reason"] for n in (0, 1) for a in client.trial(early, n)["attempts"][-2:]}

@@ -1,0 +1,185 @@
+"""A driver that waits for a sweep begins at once, and one that does not is started."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conducting import Clock
+
+from care_sweep.run.starting import Order, Starter
+
+QUIET_SECONDS = 5.0
+DRIVER = """
+import os, sys
+from care_sweep.run.starting import await_order
+print("waits", flush=True)
+order = await_order()
+if order is None:
+    sys.exit(7)
+print("out", order.sweep_id, order.fencing_token, flush=True)
+os.write(2, b"err")
+"""
+
+
+class Scene:
+    """A starter on a clock of its own."""
+
+    def __init__(self, folder: Path, driver: str = DRIVER) -> None:
+        self.clock = Clock()
+        self.folder = folder
+        self.starter = Starter([sys.executable, "-c", driver], self.clock)
+
+    def start(self, sweep_id: str) -> "subprocess.Popen[bytes]":
+        return self.starter.start(self.order(sweep_id))
+
+    def order(self, sweep_id: str) -> Order:
+        return Order(sweep_id=sweep_id, fencing_token=3, log=self.folder / sweep_id)
+
+    def log(self, sweep_id: str) -> str:
+        return (self.folder / sweep_id).read_text()
+
+    def waiting(self) -> "subprocess.Popen[bytes]":
+        """The process that waits, started if need be."""
+        self.clock.now += QUIET_SECONDS
+        self.starter.prepare()
+        assert self.starter._waiting is not None
+        return self.starter._waiting
+
+
+@pytest.fixture
+def make_scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
+    made: list[Scene] = []
+
+    def make(*arguments: str) -> Scene:
+        made.append(Scene(tmp_path, *arguments))
+        return made[-1]
+
+    yield make
+    for scene in made:
+        scene.starter.close()
+
+
+@pytest.fixture
+def scene(make_scene: Callable[..., Scene]) -> Scene:
+    return make_scene()
+
+
+def test_who_waits_is_told_the_sweep_and_logs_to_its_file(scene: Scene) -> None:
+    """It adds to what an earlier driver has left there."""
+    (scene.folder / "one").write_text("earlier\n")
+    waiting = scene.waiting()
+    process = scene.start("one")
+    assert process.pid == waiting.pid
+    assert process.wait(30) == 0
+    assert scene.log("one") == "earlier\nout one 3\nerr", "and nothing of the time before"
+
+
+def test_each_sweep_has_a_process_of_its_own(scene: Scene) -> None:
+    scene.waiting()
+    first, second = scene.start("one"), scene.start("two")
+    assert (first.wait(30), second.wait(30)) == (0, 0)
+    assert (scene.log("one"), scene.log("two")) == ("out one 3\nerr", "out two 3\nerr")
+    assert first.pid != second.pid
+
+
+def test_none_waits_until_starts_have_been_few(scene: Scene) -> None:
+    """For five seconds the processors are left to those that began."""
+    scene.start("one").wait(30)
+    for _ in range(2):
+        scene.clock.now += QUIET_SECONDS - 1
+        scene.starter.prepare()
+        assert scene.starter._waiting is None
+        scene.start("two").wait(30)
+    assert scene.waiting() is scene.waiting(), "one is enough"
+
+
+def test_one_that_died_while_it_waited_is_told_of_and_not_replaced_before_the_next_sweep(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = scene.waiting()
+    waiting.kill()
+    waiting.wait()
+    for _ in range(2):
+        scene.clock.now += 100
+        scene.starter.prepare()
+    assert scene.starter._waiting is None, "it may die of itself each time"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the driver that waited ended with status -9: the next sweep's is not ready"
+    ]
+    assert scene.start("one").wait(30) == 0
+    assert scene.waiting().poll() is None
+
+
+def test_one_that_died_unseen_costs_no_sweep(scene: Scene) -> None:
+    waiting = scene.waiting()
+    waiting.kill()
+    waiting.wait()
+    process = scene.start("one")
+    assert process.pid != waiting.pid
+    assert process.wait(30) == 0
+    assert scene.log("one") == "out one 3\nerr"
+
+
+def test_closing_ends_who_waits(scene: Scene) -> None:
+    waiting = scene.waiting()
+    scene.starter.close()
+    assert waiting.returncode == -signal.SIGTERM
+    scene.starter.close()
+
+
+def test_closing_ends_who_waits_and_will_not(
+    make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("care_sweep.run.starting._END_SECONDS", 0.2)
+    deaf = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    scene = make_scene(deaf + "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)")
+    scene.starter._command = [*scene.starter._command, str(scene.folder / "deaf")]
+    waiting = scene.waiting()
+    while not (scene.folder / "deaf").exists():
+        time.sleep(0.05)
+    scene.starter.close()
+    assert waiting.returncode == -signal.SIGKILL
+
+
+def test_who_waits_ends_with_its_runner(tmp_path: Path) -> None:
+    """Even one that is killed, and tells nobody."""
+    runner = f"""
+import sys, time
+from care_sweep.run.starting import Starter
+starter = Starter([sys.executable, "-c", {DRIVER!r}], lambda: 0.0)
+starter._quiet_since = -100.0
+starter.prepare()
+print(starter._waiting.pid, flush=True)
+time.sleep(60)
+"""
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-c", runner], stdout=file)
+    try:
+        lines: list[str] = []
+        deadline = time.monotonic() + 30
+        while len(lines) < 2 and time.monotonic() < deadline:
+            lines = output.read_text().splitlines()
+            time.sleep(0.05)
+        assert "waits" in lines
+        (waiting,) = (int(line) for line in lines if line != "waits")
+        os.kill(waiting, 0)  # it is there
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 30
+    while _lives(waiting) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _lives(waiting)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
