@@ -211,7 +211,7 @@ class Conductor:
 
         None begins while some make room for a larger one.
         """
-        if self._is_making_room():
+        if self._has_misplaced() or self._clock() - self._made_room_at < _ROOM_SECONDS:
             return 0
         limit = self.spec.max_concurrent_trials
         return self.share.num_trials if limit is None else min(limit, self.share.num_trials)
@@ -238,7 +238,8 @@ class Conductor:
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
         self._spending.tick(is_running=self.num_running > 0)
-        self._is_making_room()
+        if self._has_misplaced():
+            self._made_room_at = self._clock()
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
@@ -417,11 +418,9 @@ class Conductor:
         spots = (trial.spot for number, trial in self._open.items() if number not in waiting)
         return Counter(spot for spot in spots if spot is not None)
 
-    def _is_making_room(self) -> bool:
-        """Whether some are to leave their places for a larger one, or have just left them."""
-        if self.share.num_misplaced(self._places()):
-            self._made_room_at = self._clock()
-        return self._clock() - self._made_room_at < _ROOM_SECONDS
+    def _has_misplaced(self) -> bool:
+        """Whether some are to leave their places for a larger one."""
+        return self.share.num_misplaced(self._places()) > 0
 
     def _interruption(self, trial: _OpenTrial) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
