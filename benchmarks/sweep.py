@@ -6,11 +6,11 @@ Trials have as many epochs as a short timing says that they need to take so long
 the given numbers of trials, one trial at a time, over HTTP on an instance of its own, and after each trains
 the same configurations in a loop, in one fresh process (`bare_loop.py`), with one thread like the sweep's. A
 line through each pair of times gives fixed seconds (intercept) and seconds of each trial (slope). The start
-of the instance is not counted, and its parts have loaded, so that a driver waits for the sweep; the starts of
-the worker and of the loop's process are, imports included. Each side also says what its epochs took of that;
-the rest is machinery, and how much more of it a sweep has than the loop is seen to tenths of a second, while
-a machine's speed changes by several per cent from minute to minute. What a search costs after 1,000 and
-10,000 trials is `search.py`'s.
+of the instance is not counted, and 20 s are left to its parts to load in, last the driver that waits for a
+sweep; the starts of the worker and of the loop's process are counted, imports included. Each side also says
+what its epochs took of that; the rest is machinery, and how much more of it a sweep has than the loop is seen
+to tenths of a second, while a machine's speed changes by several per cent from minute to minute. What a
+search costs after 1,000 and 10,000 trials is `search.py`'s.
 """
 
 import argparse

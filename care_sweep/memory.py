@@ -12,13 +12,14 @@ __all__ = ["KEEPING_FREED_MEMORY", "keep_freed_memory"]
 
 KEEPING_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**40),
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 """The environment of a process that keeps it from its start on. One arena for all threads: that of a single
-thread holds no piece of 64 MB or more."""
+thread holds no piece of 64 MB or more. No piece is mapped alone; a threshold for that as large as all pieces
+is refused by older versions of glibc."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # mallopt(3)
 
 
 def keep_freed_memory() -> None:
@@ -29,5 +30,5 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**31 - 1), (_M_TRIM_THRESHOLD, -1)):
+    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
         mallopt(option, value)

@@ -16,7 +16,7 @@ from care_sweep.layout import discard_training_states, trial_prefix
 from care_sweep.run.holdups import HoldUps
 from care_sweep.run.keeping import KeptCheckpoints
 from care_sweep.run.searching import Searching
-from care_sweep.run.sharing import UNSHARED
+from care_sweep.run.sharing import UNSHARED, Share
 from care_sweep.run.spending import SPENT, Spending
 from care_sweep.search.retention import CompleteTrial
 from care_sweep.spec import (
@@ -93,7 +93,6 @@ class Conductor:
 
     Attributes:
         revision: the last whose wishes were heard.
-        share: of the cluster; trials that run beyond it are interrupted as they report.
         gpus_per_trial: what an attempt holds of a GPU, to be set before the first.
         gpus_noted: what `note_gpus` of an earlier driver said that is.
     """
@@ -111,7 +110,7 @@ class Conductor:
         self.spec: SweepSpec = sweep.spec
         self.gpus_per_trial = 0.0
         self.gpus_noted = sweep.gpus_per_trial
-        self.share = UNSHARED
+        self._share = UNSHARED
         self._store = store
         self._lease = lease
         self._storage = storage
@@ -171,6 +170,16 @@ class Conductor:
         return self._is_handing_over
 
     @property
+    def share(self) -> Share:
+        """What the sweep has of the cluster; trials that run beyond it are interrupted as they report."""
+        return self._share
+
+    @share.setter
+    def share(self, share: Share) -> None:
+        self._share = share
+        self._note_misplaced()  # they may leave before the next look
+
+    @property
     def spent(self) -> str | None:
         """Why it may have no more, if so: its budget or the quota of its token."""
         return self._spending.why_no_more(self.spec.budget)
@@ -214,7 +223,7 @@ class Conductor:
         if self._has_misplaced() or self._clock() - self._made_room_at < _ROOM_SECONDS:
             return 0
         limit = self.spec.max_concurrent_trials
-        return self.share.num_trials if limit is None else min(limit, self.share.num_trials)
+        return self._share.num_trials if limit is None else min(limit, self._share.num_trials)
 
     @property
     def has_room(self) -> bool:
@@ -238,8 +247,7 @@ class Conductor:
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
         self._spending.tick(is_running=self.num_running > 0)
-        if self._has_misplaced():
-            self._made_room_at = self._clock()
+        self._note_misplaced()
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
@@ -407,8 +415,8 @@ class Conductor:
             reason=reason,
             gpu_seconds=gpu_seconds,
             search_seconds=self._search.take_seconds(),
-            share_seconds=measurement.seconds * self.share.cost * times_larger,
-            least_share_seconds=self.share.least,
+            share_seconds=measurement.seconds * self._share.cost * times_larger,
+            least_share_seconds=self._share.least,
         )
         self._spending.gpu_seconds += gpu_seconds
 
@@ -420,7 +428,11 @@ class Conductor:
 
     def _has_misplaced(self) -> bool:
         """Whether some are to leave their places for a larger one."""
-        return self.share.num_misplaced(self._places()) > 0
+        return self._share.num_misplaced(self._places()) > 0
+
+    def _note_misplaced(self) -> None:
+        if self._has_misplaced():
+            self._made_room_at = self._clock()
 
     def _interruption(self, trial: _OpenTrial) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
@@ -428,7 +440,7 @@ class Conductor:
             return "paused"
         if self._is_handing_over:
             return "handed over"
-        gives_way = self.share.gives_way(trial.spot, self.num_running, self._places())
+        gives_way = self._share.gives_way(trial.spot, self.num_running, self._places())
         return "preempted" if gives_way else None
 
     def _start_new(self) -> Assignment:

@@ -2,10 +2,11 @@
 
 One process a sweep, since Ray Tune keeps global state; its runner may start it before there is one, and tells
 it on standard input. It ends 0 when the sweep has ended, paused, is handed over to a fresh driver or gave way
-to another sweep, as SIGUSR2 asks of it; 3 when its lease was lost, and otherwise 1: the runner then starts
-another, which goes on from the store.
+to another sweep, as SIGUSR2 asks of it, or its runner ended before it told; 3 when its lease was lost, and
+otherwise 1: the runner then starts another, which goes on from the store.
 """
 
+import argparse
 import functools
 import logging
 import os
@@ -44,12 +45,12 @@ def main(work: "_Work | None" = None) -> int:
     loading.start()
     order = await_order()
     if order is None:
-        return 0
+        os._exit(0)  # at once, and not beside a thread that may be loading
     settings = Settings.from_environment()
     store = Store(open_database(settings.database_url))
     lease = Lease(store.engine, order.sweep_id, order.fencing_token, store.clock, persist=outlast)
     try:
-        drive(store, lease, settings, loading, work)
+        drive(store, lease, settings, order.runner, loading, work)
     except LeaseLost as error:
         _LOG.warning("%s", error)
         return LEASE_LOST
@@ -67,16 +68,21 @@ def last_words(error: Exception) -> str:
 
 
 def _load() -> None:
-    """Import what takes long."""
+    """Import what takes long; where that fails, it fails again where it is needed, and is told there."""
     from care_sweep.run import cluster, conductor, tuning  # noqa: F401, PLC0415
 
 
 def drive(
-    store: Store, lease: Lease, settings: Settings, loading: threading.Thread, work: "_Work | None" = None
+    store: Store,
+    lease: Lease,
+    settings: Settings,
+    runner: int,
+    loading: threading.Thread,
+    work: "_Work | None" = None,
 ) -> None:
     """Run what is left of the sweep and store how it ended, unless asked to give way before.
 
-    Called from the main thread, where Python hears signals.
+    Called from the main thread, where Python hears signals, and while the process `runner` lives.
     """
     conductor: Conductor | None = None
     gives_way = False
@@ -92,7 +98,7 @@ def drive(
     def seconds() -> float:
         return 0.0 if conductor is None else conductor.seconds
 
-    with _kept(lease, seconds):  # also while Ray is imported, which takes long on a busy machine
+    with _kept(lease, seconds, runner):  # also while Ray is imported, which takes long on a busy machine
         loading.join()
         from care_sweep.run import conductor as conducting  # noqa: PLC0415
         from care_sweep.run.cluster import await_cluster, connect  # noqa: PLC0415
@@ -137,10 +143,10 @@ def _finish(store: Store, lease: Lease, conductor: "Conductor") -> None:
 
 
 @contextmanager
-def _kept(lease: Lease, seconds: Callable[[], float]) -> Iterator[None]:
+def _kept(lease: Lease, seconds: Callable[[], float], runner: int) -> Iterator[None]:
     """Renew the lease for the length of a `with`, and store the seconds in which trials ran."""
     done = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(lease, seconds, done), name="lease", daemon=True)
+    keeper = threading.Thread(target=_keep, args=(lease, seconds, runner, done), name="lease", daemon=True)
     keeper.start()
     try:
         yield
@@ -149,9 +155,9 @@ def _kept(lease: Lease, seconds: Callable[[], float]) -> Iterator[None]:
         keeper.join()
 
 
-def _keep(lease: Lease, seconds: Callable[[], float], done: threading.Event) -> None:
+def _keep(lease: Lease, seconds: Callable[[], float], runner: int, done: threading.Event) -> None:
     """End the process as soon as the lease is lost or the runner gone: it may write nothing more."""
-    runner, counted = os.getppid(), 0.0
+    counted = 0.0
     complaints = Complaints("the lease could not be renewed")
     while not done.wait(_RENEW_SECONDS):
         if os.getppid() != runner:
@@ -170,4 +176,5 @@ def _keep(lease: Lease, seconds: Callable[[], float], done: threading.Event) -> 
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are none
     sys.exit(main())

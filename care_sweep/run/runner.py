@@ -224,9 +224,7 @@ class Runner:
             return
         log, log_key = self._log_of(lease)
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.touch()
-        order = Order(sweep_id=sweep.id, fencing_token=lease.token, log=log)
-        process = self._starter.start(order)
+        process = self._starter.start(Order(sweep.id, lease.token, str(log), os.getpid()))
         self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key)
         if sweep.state is SweepState.QUEUED or sweep.id not in self._placed_since:
             self._placed_since[sweep.id] = self.monotonic()

@@ -79,6 +79,20 @@ def test_none_begins_where_a_larger_one_waits(make_sweep: Callable[..., Sweep]) 
     assert not measure(conductor, second, 2, 0.5)
 
 
+def test_room_that_a_dying_worker_makes_is_not_taken_at_once(make_sweep: Callable[..., Sweep]) -> None:
+    """It dies as soon as the share is known, before anybody has looked."""
+    sweep = make_sweep(early_stopping="none")
+    conductor = sweep.conduct()
+    first = next_of(conductor)
+    place(conductor, first, "a")
+    conductor.share = Share(num_trials=1, at_most={("a", ()): 0})
+    conductor.lost(first.number, first.attempt, "its process died")
+    conductor.look()
+    assert conductor.most_at_once == 0
+    sweep.clock.now += 5
+    assert conductor.most_at_once == 1
+
+
 def test_what_a_trial_holds_of_the_cluster_is_counted(make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep()
     conductor = sweep.conduct()

@@ -38,7 +38,7 @@ class Scene:
         return self.starter.start(self.order(sweep_id))
 
     def order(self, sweep_id: str) -> Order:
-        return Order(sweep_id=sweep_id, fencing_token=3, log=self.folder / sweep_id)
+        return Order(sweep_id, 3, str(self.folder / sweep_id), os.getpid())
 
     def log(self, sweep_id: str) -> str:
         return (self.folder / sweep_id).read_text()
@@ -79,11 +79,24 @@ def test_who_waits_is_told_the_sweep_and_logs_to_its_file(scene: Scene) -> None:
     assert scene.log("one") == "earlier\nout one 3\nerr", "and nothing of the time before"
 
 
+def test_one_that_is_started_logs_to_the_sweeps_file_from_the_first(scene: Scene) -> None:
+    """It may die before it can read anything, and the user reads why."""
+    assert scene.start("one").wait(30) == 0
+    assert scene.log("one") == "waits\nout one 3\nerr"
+
+
+def test_a_log_may_have_any_name_that_a_file_may_have(scene: Scene) -> None:
+    name = os.fsdecode(b"caf\xe9 \n")
+    scene.waiting()
+    assert scene.start(name).wait(30) == 0
+    assert (scene.folder / name).stat().st_size > 0
+
+
 def test_each_sweep_has_a_process_of_its_own(scene: Scene) -> None:
     scene.waiting()
     first, second = scene.start("one"), scene.start("two")
     assert (first.wait(30), second.wait(30)) == (0, 0)
-    assert (scene.log("one"), scene.log("two")) == ("out one 3\nerr", "out two 3\nerr")
+    assert (scene.log("one"), scene.log("two")) == ("out one 3\nerr", "waits\nout two 3\nerr")
     assert first.pid != second.pid
 
 
@@ -109,7 +122,7 @@ def test_one_that_died_while_it_waited_is_told_of_and_not_replaced_before_the_ne
         scene.starter.prepare()
     assert scene.starter._waiting is None, "it may die of itself each time"
     assert [record.getMessage() for record in caplog.records] == [
-        "the driver that waited ended with status -9: the next sweep's is not ready"
+        "the driver that waited ended with status -9; the next sweep starts its own"
     ]
     assert scene.start("one").wait(30) == 0
     assert scene.waiting().poll() is None
@@ -122,28 +135,14 @@ def test_one_that_died_unseen_costs_no_sweep(scene: Scene) -> None:
     process = scene.start("one")
     assert process.pid != waiting.pid
     assert process.wait(30) == 0
-    assert scene.log("one") == "out one 3\nerr"
+    assert scene.log("one") == "waits\nout one 3\nerr"
 
 
 def test_closing_ends_who_waits(scene: Scene) -> None:
     waiting = scene.waiting()
     scene.starter.close()
-    assert waiting.returncode == -signal.SIGTERM
-    scene.starter.close()
-
-
-def test_closing_ends_who_waits_and_will_not(
-    make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("care_sweep.run.starting._END_SECONDS", 0.2)
-    deaf = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    scene = make_scene(deaf + "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)")
-    scene.starter._command = [*scene.starter._command, str(scene.folder / "deaf")]
-    waiting = scene.waiting()
-    while not (scene.folder / "deaf").exists():
-        time.sleep(0.05)
-    scene.starter.close()
     assert waiting.returncode == -signal.SIGKILL
+    scene.starter.close()
 
 
 def test_who_waits_ends_with_its_runner(tmp_path: Path) -> None:
@@ -183,3 +182,15 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.7, 3.0])
+def test_a_driver_ends_quietly_with_its_runner_though_it_still_loads(seconds: float) -> None:
+    command = [sys.executable, "-m", "care_sweep.run.driver"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as driver:
+        time.sleep(seconds)
+        output, _ = driver.communicate(timeout=60)
+    assert (driver.returncode, output) == (0, b"")
