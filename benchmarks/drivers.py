@@ -1,9 +1,10 @@
 """Which processes drive a sweep?"""
 
 import re
+import subprocess
 from pathlib import Path
 
-__all__ = ["is_driving"]
+__all__ = ["driving_children", "is_driving"]
 
 _LOG = re.compile(r"(^|-)driver(-\d+)?\.log$")
 
@@ -14,3 +15,10 @@ def is_driving(pid: int) -> bool:
         return _LOG.search(Path(f"/proc/{pid}/fd/1").readlink().name) is not None
     except OSError:  # it has just ended
         return False
+
+
+def driving_children(runner: int, command: str) -> list[int]:
+    """The processes that a runner has started with `command` in their command line and that drive a sweep."""
+    search = ["pgrep", "-P", str(runner), "-f", command]
+    found = subprocess.run(search, capture_output=True, text=True, check=False).stdout.split()
+    return [pid for pid in map(int, found) if is_driving(pid)]

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from side_by_side import machine, table
 from study import part_of
 
@@ -41,7 +42,7 @@ def main() -> None:
     data = load_dataset(
         arguments.data, download_directory=settings.download_directory, resize=arguments.resize
     )
-    data = dataclasses.replace(part_of(data, arguments.images), validation=data.test)
+    data = dataclasses.replace(part_of(data, arguments.images), validation=data.test).on(device)
     told = ("encoder", "epochs", "batch_size", "num_splits", "resize")
     changes = {name: getattr(arguments, name) for name in told}
     for seed in arguments.seeds:
@@ -49,7 +50,7 @@ def main() -> None:
             config = TrialConfig.model_validate({**changes, "seed": seed, "precision": precision})
             what = {"config": config.model_dump(mode="json"), "data": data.fingerprint}
             if not any(_is_of(row, what) for row in _rows(arguments.runs)):
-                row = {**what, **_run(config, data), "machine": machine(device)}
+                row = {**what, **_run(config, data, device), "machine": machine(device)}
                 with arguments.runs.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     print(table(summary(_rows(arguments.runs))))
@@ -88,10 +89,8 @@ def _trial(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row["config"], "seed": None, "precision": None, "data": row["data"]}
 
 
-def _run(config: TrialConfig, data: Dataset) -> dict[str, Any]:
+def _run(config: TrialConfig, data: Dataset, device: torch.device) -> dict[str, Any]:
     """Train, and measure as after a trial's last epoch, but for what trials are not ranked by."""
-    device = default_device()
-    data = data.on(device)
     started = time.perf_counter()
     trial = _Trial(config, data, device)
     losses = [trial.train_epoch()["train_loss"] for _ in range(config.epochs)]

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -29,7 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-from drivers import is_driving
+from drivers import driving_children
 from nodes import SimulatedCluster, sleeping_sweep
 from phases.kept import kept
 from serving import Service, allow_files, service_on
@@ -79,7 +78,7 @@ def trials(home: Path, num_trials: int) -> dict[str, Any]:
         began, asked_at = time.monotonic(), 0.0
         while not store.state(sweep_id).is_terminal:
             runner.step()
-            for pid in _drivers():
+            for pid in driving_children(os.getpid(), "sleeping.py"):
                 peaks[pid] = max(peaks.get(pid, 0), _peak_bytes(pid))
             if time.monotonic() - asked_at > _PAGES_SECONDS:
                 asked_at = time.monotonic()
@@ -206,13 +205,6 @@ async def _is_told(reader: asyncio.StreamReader) -> bool:
 
 
 # --- what is looked at --------------------------------------------------------------------------------------
-
-
-def _drivers() -> list[int]:
-    """The processes that this one has started and that drive a sweep."""
-    command = ["pgrep", "-P", str(os.getpid()), "-f", "sleeping.py"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return [pid for pid in map(int, found) if is_driving(pid)]
 
 
 def _peak_bytes(pid: int) -> int:

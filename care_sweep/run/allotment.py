@@ -42,7 +42,7 @@ class Allotment:
             self.look()
             if self._conductor.is_finished:
                 return False
-            may_run = self._is_known and self._conductor.share.num_trials
+            may_run = self._is_known and self._conductor.room.share.num_trials
             if may_run or self._conductor.is_out_of_budget:
                 return True
             time.sleep(_LOOK_SECONDS)
@@ -64,7 +64,7 @@ class Allotment:
             return
         if demands is not None:
             self._is_known = True
-            conductor.share = divide(nodes, demands).get(conductor.sweep_id, conductor.share)
+            conductor.room.share = divide(nodes, demands).get(conductor.sweep_id, conductor.room.share)
             conductor.explain(self._why_nothing_runs(list(nodes.values())))
         if conductor.num_ended >= _FEW_TRIALS and _memory_bytes() > _MOST_MEMORY_BYTES:
             conductor.hand_over()
@@ -82,7 +82,9 @@ class Allotment:
         if not capacity_of(nodes, wanted):
             asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
             return f"waiting: no node of the cluster has the {asked} that a trial needs"
-        return None if conductor.share.num_trials else "waiting for its turn: other sweeps have the cluster"
+        return (
+            None if conductor.room.share.num_trials else "waiting for its turn: other sweeps have the cluster"
+        )
 
 
 def _memory_bytes() -> int:

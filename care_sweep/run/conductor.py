@@ -15,8 +15,8 @@ from care_sweep.errors import DatabaseUnavailable
 from care_sweep.layout import discard_training_states, trial_prefix
 from care_sweep.run.holdups import HoldUps
 from care_sweep.run.keeping import KeptCheckpoints
+from care_sweep.run.room import Room
 from care_sweep.run.searching import Searching
-from care_sweep.run.sharing import UNSHARED, Share
 from care_sweep.run.spending import SPENT, Spending
 from care_sweep.search.retention import CompleteTrial
 from care_sweep.spec import (
@@ -43,10 +43,6 @@ own failures are final."""
 
 _BACKOFF_SECONDS = 2.0  # before the second attempt; twice as long before each further one
 _LOOK_SECONDS = 0.5
-_ROOM_SECONDS = 5.0
-"""Room that was just made for a larger trial could go to one that begins: Tune keeps a worker for it, and Ray
-looks only once a second whether there is a place for what waits."""
-
 _WORKER_LOST = "worker lost"
 _OUT_OF_MEMORY = "out of memory"
 _NODE_DRAINED = "node drained"
@@ -93,6 +89,7 @@ class Conductor:
 
     Attributes:
         revision: the last whose wishes were heard.
+        room: what the sweep has of the cluster.
         gpus_per_trial: what an attempt holds of a GPU, to be set before the first.
         gpus_noted: what `note_gpus` of an earlier driver said that is.
     """
@@ -110,7 +107,7 @@ class Conductor:
         self.spec: SweepSpec = sweep.spec
         self.gpus_per_trial = 0.0
         self.gpus_noted = sweep.gpus_per_trial
-        self._share = UNSHARED
+        self.room = Room(self._places, clock)
         self._store = store
         self._lease = lease
         self._storage = storage
@@ -130,7 +127,6 @@ class Conductor:
         self._cut: str | None = None
         self._was_cut: str | None = None  # with an earlier driver
         self._is_handing_over = False
-        self._made_room_at = -math.inf
         self._replay(store)
         self._checkpoints.drop_surplus()
         self.look()
@@ -170,16 +166,6 @@ class Conductor:
         return self._is_handing_over
 
     @property
-    def share(self) -> Share:
-        """What the sweep has of the cluster; trials that run beyond it are interrupted as they report."""
-        return self._share
-
-    @share.setter
-    def share(self, share: Share) -> None:
-        self._share = share
-        self._note_misplaced()  # they may leave before the next look
-
-    @property
     def spent(self) -> str | None:
         """Why it may have no more, if so: its budget or the quota of its token."""
         return self._spending.why_no_more(self.spec.budget)
@@ -216,14 +202,8 @@ class Conductor:
 
     @property
     def most_at_once(self) -> int:
-        """Trials, as far as the cluster and the sweep's own limit go.
-
-        None begins while some make room for a larger one.
-        """
-        if self._has_misplaced() or self._clock() - self._made_room_at < _ROOM_SECONDS:
-            return 0
-        limit = self.spec.max_concurrent_trials
-        return self._share.num_trials if limit is None else min(limit, self._share.num_trials)
+        """Trials, as far as there is room."""
+        return self.room.most_at_once(self.spec.max_concurrent_trials)
 
     @property
     def has_room(self) -> bool:
@@ -247,7 +227,7 @@ class Conductor:
     def look(self) -> None:
         """Hear what users want since the last look; trials that wait and shall stop end here."""
         self._spending.tick(is_running=self.num_running > 0)
-        self._note_misplaced()
+        self.room.look()
         if self._clock() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = self._clock()
@@ -415,8 +395,8 @@ class Conductor:
             reason=reason,
             gpu_seconds=gpu_seconds,
             search_seconds=self._search.take_seconds(),
-            share_seconds=measurement.seconds * self._share.cost * times_larger,
-            least_share_seconds=self._share.least,
+            share_seconds=measurement.seconds * self.room.share.cost * times_larger,
+            least_share_seconds=self.room.share.least,
         )
         self._spending.gpu_seconds += gpu_seconds
 
@@ -426,21 +406,13 @@ class Conductor:
         spots = (trial.spot for number, trial in self._open.items() if number not in waiting)
         return Counter(spot for spot in spots if spot is not None)
 
-    def _has_misplaced(self) -> bool:
-        """Whether some are to leave their places for a larger one."""
-        return self._share.num_misplaced(self._places()) > 0
-
-    def _note_misplaced(self) -> None:
-        if self._has_misplaced():
-            self._made_room_at = self._clock()
-
     def _interruption(self, trial: _OpenTrial) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
         if self.is_paused:
             return "paused"
         if self._is_handing_over:
             return "handed over"
-        gives_way = self._share.gives_way(trial.spot, self.num_running, self._places())
+        gives_way = self.room.gives_way(trial.spot, self.num_running)
         return "preempted" if gives_way else None
 
     def _start_new(self) -> Assignment:

@@ -116,7 +116,7 @@ class _ConductedSearcher(_NotSnapshotted, Searcher):
         # place for ever.
         can_run = len(self._assignments) < self._conductor.most_at_once
         if not can_run and not self._conductor.is_out_of_budget:  # `next` gives up what waits
-            has_share = self._conductor.share.num_trials or self._assignments
+            has_share = self._conductor.room.share.num_trials or self._assignments
             return None if has_share else Searcher.FINISHED
         assignment = self._conductor.next()
         if assignment is None:

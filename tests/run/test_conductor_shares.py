@@ -13,7 +13,7 @@ from care_sweep.store import Caller, Quota, Scope
 def test_a_trial_beyond_its_sweeps_share_waits_after_its_epoch(make_sweep: Callable[..., Sweep]) -> None:
     conductor = make_sweep().conduct()
     first, second = next_of(conductor), next_of(conductor)
-    conductor.share = Share(num_trials=1)
+    conductor.room.share = Share(num_trials=1)
     assert measure(conductor, first, 1, 0.5)
     assert not measure(conductor, second, 1, 0.5)
     assert (conductor.num_running, conductor.has_room) == (1, False)
@@ -24,9 +24,9 @@ def test_a_preempted_trial_goes_on_first_and_loses_nothing(make_sweep: Callable[
     conductor = sweep.conduct()
     assignment = next_of(conductor)
     for epoch in range(1, EPOCHS):
-        conductor.share = Share(num_trials=0)
+        conductor.room.share = Share(num_trials=0)
         assert measure(conductor, assignment, epoch, 0.5)
-        conductor.share = UNSHARED
+        conductor.room.share = UNSHARED
         assignment = next_of(conductor)
         assert (assignment.number, assignment.attempt, assignment.last_epoch) == (0, epoch + 1, epoch)
     run(conductor, assignment, 0.5)
@@ -47,7 +47,7 @@ def test_trials_make_room_on_a_node_and_only_there(make_sweep: Callable[..., Swe
     trials = {name: next_of(conductor) for name in ("a0", "a1", "b0", "b1")}
     for name, trial in trials.items():
         place(conductor, trial, name[0])
-    conductor.share = Share(num_trials=2, at_most={("a", ()): 0})
+    conductor.room.share = Share(num_trials=2, at_most={("a", ()): 0})
     gave_way = {name: measure(conductor, trial, 1, 0.5) for name, trial in reversed(trials.items())}
     assert gave_way == {"b1": False, "b0": False, "a1": True, "a0": True}
     assert [one.reason for one in sweep.store.attempts(sweep.id, 0)] == ["preempted"]
@@ -58,7 +58,7 @@ def test_trials_make_room_on_one_gpu_of_a_node(make_sweep: Callable[..., Sweep])
     trials = [(next_of(conductor), gpu) for gpu in ("0", "0", "1", "1")]
     for trial, gpu in trials:
         place(conductor, trial, "a", gpu)
-    conductor.share = Share(num_trials=2, at_most={("a", ("1",)): 0})
+    conductor.room.share = Share(num_trials=2, at_most={("a", ("1",)): 0})
     assert [gpu for trial, gpu in trials if measure(conductor, trial, 1, 0.5)] == ["1", "1"]
 
 
@@ -68,7 +68,7 @@ def test_none_begins_where_a_larger_one_waits(make_sweep: Callable[..., Sweep]) 
     first, second = next_of(conductor), next_of(conductor)
     place(conductor, first, "a")
     place(conductor, second, "b")
-    conductor.share = Share(num_trials=2, at_most={("a", ()): 0})
+    conductor.room.share = Share(num_trials=2, at_most={("a", ()): 0})
     assert not measure(conductor, second, 1, 0.5)
     assert (conductor.most_at_once, conductor.has_room) == (0, False)
     assert measure(conductor, first, 1, 0.5), "though its sweep runs no more than it may"
@@ -85,7 +85,7 @@ def test_room_that_a_dying_worker_makes_is_not_taken_at_once(make_sweep: Callabl
     conductor = sweep.conduct()
     first = next_of(conductor)
     place(conductor, first, "a")
-    conductor.share = Share(num_trials=1, at_most={("a", ()): 0})
+    conductor.room.share = Share(num_trials=1, at_most={("a", ()): 0})
     conductor.lost(first.number, first.attempt, "its process died")
     conductor.look()
     assert conductor.most_at_once == 0
@@ -96,7 +96,7 @@ def test_room_that_a_dying_worker_makes_is_not_taken_at_once(make_sweep: Callabl
 def test_what_a_trial_holds_of_the_cluster_is_counted(make_sweep: Callable[..., Sweep]) -> None:
     sweep = make_sweep()
     conductor = sweep.conduct()
-    conductor.share = Share(num_trials=4, cost=0.25, least=100.0)
+    conductor.room.share = Share(num_trials=4, cost=0.25, least=100.0)
     first = next_of(conductor)
     measure(conductor, first, 1, 0.5)
     assert sweep.store.sweep(sweep.id).share_seconds == 100.25
@@ -201,7 +201,7 @@ def test_a_trial_that_holds_more_than_its_share_of_a_gpu_costs_more(make_sweep: 
     sweep = make_sweep()
     conductor = sweep.conduct()
     conductor.gpus_per_trial = 0.25
-    conductor.share = Share(num_trials=4, cost=0.25)
+    conductor.room.share = Share(num_trials=4, cost=0.25)
     trial = next_of(conductor)
     conductor.lost(trial.number, trial.attempt, "it wants 9 GiB", reason="out of memory")
     sweep.clock.now += 10

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,10 @@ os.write(2, b"err")
 class Scene:
     """A starter on a clock of its own."""
 
-    def __init__(self, folder: Path, driver: str = DRIVER) -> None:
+    def __init__(self, folder: Path) -> None:
         self.clock = Clock()
         self.folder = folder
-        self.starter = Starter([sys.executable, "-c", driver], self.clock)
+        self.starter = Starter([sys.executable, "-c", DRIVER], self.clock)
 
     def start(self, sweep_id: str) -> "subprocess.Popen[bytes]":
         return self.starter.start(self.order(sweep_id))
@@ -52,21 +52,10 @@ class Scene:
 
 
 @pytest.fixture
-def make_scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
-    made: list[Scene] = []
-
-    def make(*arguments: str) -> Scene:
-        made.append(Scene(tmp_path, *arguments))
-        return made[-1]
-
-    yield make
-    for scene in made:
-        scene.starter.close()
-
-
-@pytest.fixture
-def scene(make_scene: Callable[..., Scene]) -> Scene:
-    return make_scene()
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path)
+    yield made
+    made.starter.close()
 
 
 def test_who_waits_is_told_the_sweep_and_logs_to_its_file(scene: Scene) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 import pytest
-from drivers import is_driving
+from drivers import driving_children
 
 import care_sweep
 from care_sweep.answers import Attempt
@@ -81,9 +81,7 @@ def _living(pids: list[int]) -> list[int]:
 
 
 def _drivers(runner: int) -> list[int]:
-    command = ["pgrep", "-P", str(runner), "-f", "care_sweep.run.driver"]
-    found = subprocess.run(command, check=False, capture_output=True, text=True)
-    return [pid for pid in map(int, found.stdout.split()) if is_driving(pid)]
+    return driving_children(runner, "care_sweep.run.driver")
 
 
 def test_a_sweep_ends_with_a_best_configuration_and_a_checkpoint_that_loads(

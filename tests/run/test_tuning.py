@@ -34,12 +34,12 @@ def test_none_is_proposed_before_tune_is_done_with_the_one_before_it(searcher: _
 def test_a_sweep_without_a_share_lets_go_of_tune_once_nothing_runs(searcher: _ConductedSearcher) -> None:
     conductor = searcher._conductor
     searcher.suggest("a")
-    conductor.share = Share(num_trials=0)
+    conductor.room.share = Share(num_trials=0)
     assert searcher.suggest("b") is None
     assert measure(conductor, searcher._assignments["a"], 1, 0.5), "it gives its place back"
     assert searcher.suggest("c") is None
     searcher.on_trial_complete("a")
     assert searcher.suggest("d") == Searcher.FINISHED
-    conductor.share = UNSHARED
+    conductor.room.share = UNSHARED
     again = searcher.suggest("e")
     assert (again["number"], again["attempt"], again["last_epoch"]) == (0, 2, 1)
