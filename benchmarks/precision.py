@@ -3,14 +3,13 @@
     PYTHONPATH=. python benchmarks/precision.py --data parquet:CIFAR10 --runs precision.jsonl
 
 Each seed has the same images, start and draws in both precisions. Compared is what trials are ranked by, the
-kNN accuracy after the last epoch, here on the dataset's test images: they are more, and nothing is chosen by
-them. Rounding sends two trainings apart, almost as another seed would, so the mean over seeds is what counts,
-and its standard error stands beside it. Stop it whenever you like and give the same command again: what the
-file holds is not repeated. A processor without instructions for bfloat16 computes it all the same, slowly.
+kNN accuracy on the validation images after the last epoch. Rounding sends two trainings apart, almost as
+another seed would, so the mean over seeds is what counts, and its standard error stands beside it. Stop it
+whenever you like and give the same command again: what the file holds is not repeated. A processor without
+instructions for bfloat16 computes it all the same, slowly.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -42,7 +41,7 @@ def main() -> None:
     data = load_dataset(
         arguments.data, download_directory=settings.download_directory, resize=arguments.resize
     )
-    data = dataclasses.replace(part_of(data, arguments.images), validation=data.test).on(device)
+    data = part_of(data, arguments.images).on(device)
     told = ("encoder", "epochs", "batch_size", "num_splits", "resize")
     changes = {name: getattr(arguments, name) for name in told}
     for seed in arguments.seeds:
@@ -98,7 +97,7 @@ def _run(config: TrialConfig, data: Dataset, device: torch.device) -> dict[str, 
     print(f"seed {config.seed}, {config.precision}: {100 * accuracy:.2f} %", flush=True)
     return {
         "num_train_images": len(data.train.labels),
-        "num_judged_images": len(data.validation.labels),
+        "num_validation_images": len(data.validation.labels),
         "losses": losses,
         "accuracy": accuracy,
         "seconds": time.perf_counter() - started,

@@ -38,7 +38,7 @@ def test_each_seed_runs_once_in_each_precision(tmp_path: Path) -> None:
     assert losses[0] != losses[1], "nothing was computed in bfloat16"
     assert losses[1] == pytest.approx(losses[0], rel=0.02), "and not from the same draws"
     assert abs(losses[2] - losses[0]) > abs(losses[1] - losses[0]), "seeds differ by more"
-    assert {(row["num_train_images"], row["num_judged_images"]) for row in rows} == {(270, 50)}
+    assert {(row["num_train_images"], row["num_validation_images"]) for row in rows} == {(270, 30)}
     other = _run(runs, few_images, "--seeds", "0", "--batch-size", "8")
     assert other.returncode == 1
     assert other.stderr == "--runs holds trials of other settings or images: use another file\n"
