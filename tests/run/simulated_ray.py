@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from demanding import demand
 
-from care_sweep.run.conductor import _ROOM_SECONDS
 from care_sweep.run.placing import Node
+from care_sweep.run.room import _ROOM_SECONDS
 from care_sweep.run.sharing import Share, divide
 from care_sweep.spec import Spot
 
