@@ -4,6 +4,7 @@ CareSweepError
 ├── InvalidDocument        a document that cannot be accepted: every problem, with its place, value and remedy
 ├── DatasetError           images that are missing, unreadable or unfit for training
 ├── CheckpointError        a checkpoint that is missing, damaged or of another format
+│   └── StateDamaged       a training state that nothing can go on from
 ├── TrialDiverged          a training loss that is no longer finite
 ├── TrialCollapsed         embeddings that are all at one point
 ├── RankLost               a process that trained a trial with others is gone
@@ -15,6 +16,7 @@ CareSweepError
 ├── IdempotencyKeyReused   an Idempotency-Key that came with another body before
 ├── LeaseLost              another driver owns the sweep now; nothing was written
 ├── DatabaseError          the database is too new, damaged or out of reach
+│   ├── DatabaseDamaged        its file is not as it was written
 │   └── DatabaseUnavailable    it cannot do at present what was asked; the same may work in a while
 │       ├── DatabaseBusy       somebody else holds what a write needs
 │       └── DatabaseFull       there is no room for a write
