@@ -28,6 +28,7 @@ from care_sweep.spec import Measurement, TrialConfig
 __all__ = ["Findings", "examine", "render"]
 
 _NUM_BINS = 80
+_MOST_QUERIES = 10  # a row of the sheet each; ImageNet-100 has a hundred classes
 
 _MEANING = {
     "validation_knn_accuracy": "weighted kNN on features",
@@ -88,7 +89,7 @@ def examine(encoder: LoadedEncoder, data: Dataset) -> Findings:
             structure=found.structure,
             retrieval=found.retrieval,
             spread=dimension_spread(project(model, found.features.validation)).cpu(),
-            neighbors=neighbors_sheet(encoder, data, features=found.features),
+            neighbors=neighbors_sheet(encoder, data, num_queries=_MOST_QUERIES, features=found.features),
             recoloured=hue_sheet(data, found.retrieval),
         )
 
@@ -117,8 +118,8 @@ pre {{ background: #f6f6f6; padding: 1em; overflow-x: auto; white-space: pre-wra
 <h2>Training</h2>
 {training}
 <h2>Nearest neighbours</h2>
-<p>A validation image of each class, then the train images nearest to it by the cosine of features. Green
-frames are of its class, red ones are not.</p>
+<p>A validation image of each {queries}, then the train images nearest to it by the cosine of features.
+Green frames are of its class, red ones are not.</p>
 {neighbors}
 <h2>Nearest neighbours when the hue of the query moves</h2>
 <p>By projected embeddings. Blue frames are neighbours that the query as it is does not have:
@@ -143,6 +144,7 @@ def render(encoder: LoadedEncoder, found: Findings, measurements: Sequence[Measu
         angles=_angles(found),
         spread=_spread(found.spread),
         training=_training(measurements),
+        queries=_queries(found.data),
         neighbors=_picture(found.neighbors, "validation images and their nearest train images"),
         recoloured=_picture(found.recoloured, "neighbours of queries of other hue"),
         change=found.metrics["neighbor_change"],
@@ -165,6 +167,11 @@ def _about(encoder: LoadedEncoder, found: Findings) -> str:
         f"Measured on {len(data.validation.labels)} images of {data.name}: {images}. "
         f"Encoder {encoder.manifest['manifest_sha256'][:12]}, torch {encoder.manifest['versions']['torch']}."
     )
+
+
+def _queries(data: Dataset) -> str:
+    num_classes = len(set(data.validation.labels.tolist()))
+    return "class" if num_classes <= _MOST_QUERIES else f"of the first {_MOST_QUERIES} classes"
 
 
 def _settings(config: TrialConfig) -> list[str]:

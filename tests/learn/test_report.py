@@ -136,6 +136,21 @@ def test_curves_are_of_the_measurements_given(encoder: LoadedEncoder, found: Fin
     _tags(page)
 
 
+def test_as_many_classes_are_shown_as_are_said(encoder: LoadedEncoder, tiny: Dataset) -> None:
+    def of_classes(num_classes: int) -> tuple[str, int]:
+        validation = Split(tiny.validation.images, torch.arange(20) % num_classes)
+        names = tuple(f"class {n}" for n in range(num_classes))
+        seen = examine(encoder, dataclasses.replace(tiny, validation=validation, class_names=names))
+        return render(encoder, seen), seen.neighbors.height // 92  # pixels of a row
+
+    page, rows = of_classes(10)
+    assert "A validation image of each class, then" in page
+    assert rows == 10
+    page, rows = of_classes(12)
+    assert "A validation image of each of the first 10 classes, then" in page
+    assert rows == 10
+
+
 def test_other_images_are_told_and_names_are_escaped(encoder: LoadedEncoder, tiny: Dataset) -> None:
     names = ("<script>alert(1)</script>", *tiny.class_names[1:])
     others = dataclasses.replace(
