@@ -57,8 +57,9 @@ def resolve_sweep(document: Any) -> SweepSpec:
 def read_document(text: bytes | str) -> Any:
     """JSON or YAML text as a plain document: dict, list, str, int, float, bool and None.
 
-    Text that begins with a brace or a bracket is JSON of at most 1 MiB, other text YAML of at most 256 KiB
-    with the plain words of YAML 1.2 (core schema): `1e-3` is a number, `no` and `2026-01-01` are strings.
+    Text that begins with a brace or a bracket is read as JSON of at most 1 MiB. Where it is none, and all
+    other text, is YAML of at most 256 KiB with the plain words of YAML 1.2 (core schema): `1e-3` is a number,
+    `no` and `2026-01-01` are strings.
 
     Raises:
         InvalidDocument: too large or too deep, empty, not UTF-8, malformed, a key that stands twice or is no
@@ -67,16 +68,18 @@ def read_document(text: bytes | str) -> Any:
     text = _decode(text)
     if not text.strip():
         raise _refusal("is empty")
-    is_json = text.lstrip()[0] in "{["
+    may_be_json = text.lstrip()[0] in "{["
     size_bytes = len(text.encode(errors="surrogatepass"))
-    limit = _MAX_JSON_BYTES if is_json else _MAX_YAML_BYTES
+    limit = _MAX_JSON_BYTES if may_be_json else _MAX_YAML_BYTES
     if size_bytes > limit:
         raise _refusal(f"is {size_bytes} bytes long; at most {limit} are read")
     try:
-        document = _read_json(text) if is_json else _read_yaml(text)
+        document = _read_json_or_yaml(text) if may_be_json else _read_yaml(text)
         if _is_deeper_than(_MAX_DEPTH, document):
             raise RecursionError
         json.dumps(document, ensure_ascii=False).encode()
+    except _MisreadError as error:
+        raise _refusal(error.detail, *error.place) from None
     except RecursionError:
         raise _refusal(f"is nested too deeply; at most {_MAX_DEPTH} levels are read") from None
     except UnicodeEncodeError:
@@ -116,21 +119,46 @@ def _decode(text: bytes | str) -> str:
         raise _refusal("is not UTF-8", line, column) from None
 
 
-def _refusal(detail: str, line: int | None = None, column: int | None = None) -> InvalidDocument:
-    """A problem with the whole document; lines and columns count from 1."""
-    place = "" if line is None else f"line {line}, column {column}: "
+def _refusal(detail: str, line: int = 0, column: int = 0) -> InvalidDocument:
+    """A problem with the whole document; lines and columns count from 1, and are 0 where they are unknown."""
+    place = f"line {line}, column {column}: " if line else ""
     return InvalidDocument([Problem("", place + detail)])
+
+
+class _MisreadError(ValueError):
+    """A text that is not of the language it was read as, and where it leaves it, as in `_refusal`."""
+
+    def __init__(self, detail: str, line: int = 0, column: int = 0) -> None:
+        self.detail, self.place = detail, (line, column)
+        super().__init__(detail)
+
+
+def _read_json_or_yaml(text: str) -> Any:
+    """A mistake is told by the reader that came further.
+
+    But for a missing comma and a second document: there YAML reads on, or says it in words that few know.
+    """
+    try:
+        return _read_json(text)
+    except _MisreadError as error:
+        of_json = error
+    if len(text) > _MAX_YAML_BYTES:
+        raise of_json
+    try:
+        return _read_yaml(text)
+    except _MisreadError as of_yaml:
+        if of_json.detail in ("Expecting ',' delimiter", "Extra data"):
+            raise of_json from None
+        raise max(of_yaml, of_json, key=lambda one: one.place) from None
 
 
 def _read_json(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise _refusal(error.msg, error.lineno, error.colno) from None
-    except ValueError as error:  # a key stands twice, or a number is too long: YAML will say where
-        if len(text) <= _MAX_YAML_BYTES:
-            _read_yaml(text)
-        raise _refusal(str(error)) from None
+        raise _MisreadError(error.msg, error.lineno, error.colno) from None
+    except ValueError as error:  # a key stands twice, or a number is too long
+        raise _MisreadError(str(error)) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,12 +175,12 @@ def _read_yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         assert mark is not None
         detail = ": ".join(filter(None, (error.context, error.problem)))
-        raise _refusal(detail, mark.line + 1, mark.column + 1) from None
+        raise _MisreadError(detail, mark.line + 1, mark.column + 1) from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         column = error.position - before.rfind("\n")
         detail = f"the character U+{ord(text[error.position]):04X} is not allowed"
-        raise _refusal(detail, before.count("\n") + 1, column) from None
+        raise _MisreadError(detail, before.count("\n") + 1, column) from None
 
 
 class _PlainLoader(yaml.SafeLoader):

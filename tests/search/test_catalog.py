@@ -120,6 +120,19 @@ def test_a_document_may_be_bytes_with_a_byte_order_mark() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{a: 1, b: [x, 1e-3]}", {"a": 1, "b": ["x", 1e-3]}),
+        ("{a: 1}  # a comment", {"a": 1}),
+        ('{"a": 1,\n "b": 2,}', {"a": 1, "b": 2}),
+        ("[a, {b: no}]", ["a", {"b": "no"}]),
+    ],
+)
+def test_a_brace_may_begin_yaml(text: str, value: Any) -> None:
+    assert read_document(text) == value
+
+
+@pytest.mark.parametrize(
     ("text", "detail"),
     [
         ("", "is empty"),
@@ -139,12 +152,15 @@ def test_a_document_may_be_bytes_with_a_byte_order_mark() -> None:
         ("a: " + "9" * 5000, "line 1, column 4: the number is too long"),
         ("- " * 5000, "is nested too deeply"),
         ("a: " + "x" * 262_144, "is 262147 bytes long; at most 262144 are read"),
-        ('{"a": }', "line 1, column 7: Expecting value"),
-        ('{"a": 1,\n "b": 2,}', "line 2, column 9: "),
+        ('{"a": 1\n "b": 2}', "line 2, column 2: Expecting ',' delimiter"),
+        ('{"a": 1} {}', "line 1, column 10: Extra data"),
+        ('{\n\t"a": 1\n\t"b": 2}', "line 3, column 2: Expecting ',' delimiter"),
+        ("{a: 1, b: [}", "line 1, column 12: while parsing a flow node"),
+        ("{a: &x 1}", "line 1, column 5: anchors and aliases are not allowed; write the value out"),
+        ('{"a": "' + "x" * 300_000 + '", b: 1}', "line 1, column 300011: Expecting property name"),
         ('{"a": 1,\n "a": 2}', "line 2, column 2: the key 'a' stands twice"),
         ('{"b": "' + "x" * 300_000 + '", "a": 1, "a": 2}', "a key stands twice"),
         ('{"a": ' + "9" * 5000 + "}", "line 1, column 7: the number is too long"),
-        ("{a: 1}", "line 1, column 2: Expecting property name enclosed in double quotes"),
         ("[" * 100_000, "is nested too deeply"),
         ('{"a": "' + "x" * 1_048_576 + '"}', "is 1048585 bytes long; at most 1048576 are read"),
         ('{"a": "\\ud800"}', "holds half of a surrogate pair, which is no character"),

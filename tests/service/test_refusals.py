@@ -84,7 +84,7 @@ def test_a_number_that_is_none_is_pointed_at(http: TestClient, word: str) -> Non
 @pytest.mark.parametrize(
     ("text", "media_type", "line"),
     [
-        ('{"name": "a",\n "num_trials": }', "application/json", "line 2"),
+        ('{"name": "a",\n "num_trials" 3}', "application/json", "line 2"),
         ("name: a\nspace: [", "application/yaml", "line 2"),
         ("a: &x 1\nb: *x", "application/yaml", "line 1"),
         ('{"name": "a", "name": "b"}', "application/json", "line 1"),
