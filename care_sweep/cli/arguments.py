@@ -10,7 +10,15 @@ import typer
 from care_sweep.errors import CareSweepError
 from care_sweep.spec import Scalar
 
-__all__ = ["DEFAULT_NUM_TRIALS", "assigned", "read", "scalar", "space_document", "sweep_document"]
+__all__ = [
+    "DEFAULT_NUM_TRIALS",
+    "assigned",
+    "overridden",
+    "read",
+    "scalar",
+    "space_document",
+    "sweep_document",
+]
 
 DEFAULT_NUM_TRIALS = 20
 
@@ -57,6 +65,24 @@ def space_document(what: str) -> Any:
     if isinstance(content, Mapping) and "space" in content:
         content = content["space"]
     return load_space(content).model_dump(mode="json") if isinstance(content, str) else content
+
+
+def overridden(document: Any, options: Mapping[str, Any]) -> Any:
+    """The document with those options that were given, which are not None; a mapping of options goes into
+    the mapping of that name, where null counts as an empty one.
+
+    What is no mapping stays as it is: whoever parses the document tells its place and what would work.
+    """
+    if not isinstance(document, Mapping):
+        return document
+    changed = dict(document)
+    for key, option in options.items():
+        if not isinstance(option, Mapping):
+            changed |= {} if option is None else {key: option}
+        elif any(value is not None for value in option.values()):
+            held = document.get(key)
+            changed[key] = overridden({} if held is None else held, option)
+    return changed
 
 
 def assigned(assignments: list[str], *, given_as: str) -> dict[str, Scalar]:

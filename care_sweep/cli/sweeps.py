@@ -9,7 +9,7 @@ from rich.console import Console
 
 from care_sweep import tables
 from care_sweep.answers import Sweep
-from care_sweep.cli.arguments import DEFAULT_NUM_TRIALS, scalar, sweep_document
+from care_sweep.cli.arguments import DEFAULT_NUM_TRIALS, overridden, scalar, sweep_document
 from care_sweep.cli.options import (
     INTERRUPTED,
     Json,
@@ -62,27 +62,20 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Submit a sweep."""
-    document = sweep_document(what)
-    given = {
+    options = {
         "name": name,
         "num_trials": num_trials,
         "max_concurrent_trials": max_concurrent_trials,
         "seed": seed,
         "metric": metric,
         "priority": priority,
+        "resources": {
+            "cpus_per_trial": cpus_per_trial,
+            "gpus_per_trial": None if gpus_per_trial is None else scalar(gpus_per_trial),
+        },
+        "budget": {"max_seconds": max_seconds},
     }
-    document |= {key: value for key, value in given.items() if value is not None}
-    resources = {
-        "cpus_per_trial": cpus_per_trial,
-        "gpus_per_trial": None if gpus_per_trial is None else scalar(gpus_per_trial),
-    }
-    if any(value is not None for value in resources.values()):
-        document["resources"] = {
-            **document.get("resources", {}),
-            **{key: value for key, value in resources.items() if value is not None},
-        }
-    if max_seconds is not None:
-        document["budget"] = {**(document.get("budget") or {}), "max_seconds": max_seconds}
+    document = overridden(sweep_document(what), options)
     with client_at(url) as client:
         if validate_only:
             print_json(client.submit(document, validate_only=True))

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from care_sweep import tables
-from care_sweep.cli.arguments import assigned, read, space_document
+from care_sweep.cli.arguments import assigned, overridden, read, space_document
 from care_sweep.cli.options import INTERRUPTED, Checkpoint, Json, command, print_answer
 from care_sweep.documents import parse
 from care_sweep.settings import Settings
@@ -56,7 +56,7 @@ def train(
     named = {"epochs": epochs, "dataset": dataset, "seed": seed}
     overrides |= {key: value for key, value in named.items() if value is not None}
     if config is not None:
-        trial = parse(TrialConfig, {**read(config), **overrides})
+        trial = parse(TrialConfig, overridden(read(config), overrides))
     else:
         trial = configure(parse(SearchSpace, space_document(str(space))), overrides)
     directory = output or settings.home / "trials" / time.strftime("%Y%m%d-%H%M%S")

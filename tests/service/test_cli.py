@@ -69,6 +69,21 @@ def test_submit_a_space(run: Run, tmp_path: Path) -> None:
     assert resolved["spec"]["name"] == "two-knobs"
 
 
+def test_options_beside_what_is_no_mapping(run: Run, tmp_path: Path) -> None:
+    """A key of the file that cannot hold the option is told, with its place."""
+    keys = {"resources": ["--cpus-per-trial", "1"], "budget": ["--max-seconds", "5"]}
+    for key, options in keys.items():
+        for value in (5, "all", [1]):
+            file = _write(tmp_path / "sweep.json", document(**{key: value}))
+            assert f"/{key}: must be a mapping" in run("submit", file, *options, status=1).stderr
+        file = _write(tmp_path / "sweep.json", document(**{key: None}))
+        resolved = json.loads(run("submit", file, *options, "--validate-only").stdout)
+        assert resolved["spec"][key][options[0].strip("-").replace("-", "_")] == int(options[1])
+    for content in ([1, 2], "words", 3, None):
+        file = _write(tmp_path / "config.json", content)
+        assert "must be a mapping with keys of dataset" in run("train", "--config", file, status=1).stderr
+
+
 def test_errors_are_one_message(run: Run, tmp_path: Path) -> None:
     assert run("show", "nowhere", status=1).stderr == "error: there is no sweep 'nowhere'\n"
     told = json.loads(run("show", "nowhere", "--json", status=1).stderr)
