@@ -138,9 +138,10 @@ class Client:
             changes: what is left out stays as it is.
             revision: the sweep's when you read it; somebody else's change since then is a refusal (412).
         """
-        headers = {} if revision is None else {"If-Match": f'"{revision}"'}
-        path = path_of("sweeps", sweep_id)
-        response = self._connection.request("PATCH", path, is_safe=False, json=dict(changes), headers=headers)
+        sent = _as_json(changes)
+        if revision is not None:
+            sent["headers"]["If-Match"] = f'"{revision}"'
+        response = self._connection.request("PATCH", path_of("sweeps", sweep_id), is_safe=False, **sent)
         return cast("Sweep", self._connection.json_of(response))
 
     def enqueue(self, sweep_id: str, parameters: Mapping[str, Scalar]) -> Sweep:
@@ -156,7 +157,7 @@ class Client:
         self._connection.request("DELETE", path_of("sweeps", sweep_id), is_safe=False)
 
     def _post(self, path: str, document: Mapping[str, Any] | None = None) -> Sweep:
-        sent = {} if document is None else {"json": document}
+        sent = {} if document is None else _as_json(document)
         response = self._connection.request("POST", path, is_safe=False, **sent)
         return cast("Sweep", self._connection.json_of(response))
 
@@ -266,3 +267,8 @@ class Client:
     def cluster(self) -> Cluster:
         """The Ray cluster as a runner last saw it, and where its dashboard is."""
         return cast("Cluster", self._connection.get(path_of("cluster")))
+
+
+def _as_json(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's body and headers; numbers that JSON has not, such as NaN, are for the service to refuse."""
+    return {"content": json.dumps(dict(document)), "headers": {"Content-Type": "application/json"}}

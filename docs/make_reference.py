@@ -39,7 +39,8 @@ def reference() -> str:
         *(_document(model) for model in _DOCUMENTS),
         "## HTTP\n\n`/openapi.json` has every parameter and answer.",
         _table(("request", "statuses", ""), _endpoints()),
-        "## Commands\n\nExit status 0 done, 1 failed, 2 mistyped. `--json` prints the answer as JSON.",
+        "## Commands\n\nExit status 0 done, 1 failed, 2 mistyped. `--json` prints the answer as JSON, "
+        "`care-sweep --version` the version.",
         *_commands(typer.main.get_command(app), "care-sweep"),
     ]
     return "\n\n".join(parts) + "\n"

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from care_sweep.errors import CareSweepError
-from care_sweep.spec import Scalar
+from care_sweep.spec import Scalar, SearchSpace, SweepSpec
 
 __all__ = [
     "DEFAULT_NUM_TRIALS",
     "assigned",
+    "limits",
     "overridden",
     "read",
     "scalar",
@@ -47,12 +49,17 @@ def _looks_like_file(what: str) -> bool:
 def sweep_document(what: str) -> dict[str, Any]:
     """A sweep from a file that holds one, or around a space from a file or of that name."""
     content = read(Path(what)) if _looks_like_file(what) else what
-    if isinstance(content, Mapping) and "parameters" not in content:
-        return dict(content)
+    if isinstance(content, Mapping) and _likeness(content, SearchSpace) <= _likeness(content, SweepSpec):
+        return {"num_trials": DEFAULT_NUM_TRIALS, **content}
     named = (
         content if isinstance(content, str) else content.get("name") if isinstance(content, Mapping) else None
     )
     return {"name": named or Path(what).stem, "space": content, "num_trials": DEFAULT_NUM_TRIALS}
+
+
+def _likeness(content: Mapping[str, Any], model: type[SearchSpace | SweepSpec]) -> int:
+    """How many of its keys are a model's, or nearly: one mistyped key makes no other document of it."""
+    return sum(bool(get_close_matches(key, model.model_fields)) for key in content)
 
 
 def space_document(what: str) -> Any:
@@ -96,6 +103,23 @@ def assigned(assignments: list[str], *, given_as: str) -> dict[str, Scalar]:
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} is not KEY=VALUE", param_hint=given_as)
     return {name: scalar(text) for name, _, text in pairs}
+
+
+def limits(options: Mapping[str, str | None]) -> dict[str, float | None]:
+    """The limits that options of these names were given, None for the word `none`, which takes one away.
+
+    Raises:
+        BadParameter: one was given neither a number nor `none`.
+    """
+    found: dict[str, float | None] = {}
+    for name, text in options.items():
+        if text is not None:
+            value = None if text == "none" else scalar(text)
+            if isinstance(value, bool | str):
+                option = "--" + name.replace("_", "-")
+                raise typer.BadParameter(f"{text!r} is neither a number nor none", param_hint=option)
+            found[name] = value
+    return found
 
 
 def scalar(text: str) -> Scalar:

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from care_sweep.answers import Sweep
-from care_sweep.cli.arguments import assigned
+from care_sweep.cli.arguments import assigned, limits
 from care_sweep.cli.options import Json, SweepId, Url, client_at, command, print_answer
 
 __all__ = ["cancel", "delete", "enqueue", "extend", "pause", "resume", "stop"]
 
 _Trial = Annotated[int | None, typer.Option(help="Only this trial of it.", min=0)]
+_LIMIT = "NUMBER|none"
 
 
 @command()
@@ -45,27 +46,31 @@ def cancel(sweep_id: SweepId, url: Url = None, as_json: Json = False) -> None:
 def extend(
     sweep_id: SweepId,
     num_trials: Annotated[int | None, typer.Option(help="Baselines and all that ran included.")] = None,
-    max_concurrent_trials: Annotated[int | None, typer.Option(help="At once.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Of being driven, since its start.")] = None,
-    max_gpu_hours: Annotated[float | None, typer.Option(help="Of stored epochs, since its start.")] = None,
+    max_concurrent_trials: Annotated[str | None, typer.Option(metavar=_LIMIT, help="At once.")] = None,
+    max_seconds: Annotated[
+        str | None, typer.Option(metavar=_LIMIT, help="Of being driven, since its start.")
+    ] = None,
+    max_gpu_hours: Annotated[
+        str | None, typer.Option(metavar=_LIMIT, help="Of stored epochs, since its start.")
+    ] = None,
     priority: Annotated[float | None, typer.Option(help="Against sweeps that run beside it.")] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Let a sweep run or spend more or less; one that succeeded or failed goes on with all it has learnt."""
-    given = {
-        "num_trials": num_trials,
-        "max_concurrent_trials": max_concurrent_trials,
-        "priority": priority,
-    }
+    """Let a sweep run or spend more or less; one that succeeded or failed goes on with all it has learnt.
+
+    `none` takes a limit away.
+    """
+    given = {"num_trials": num_trials, "priority": priority}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    limits = {"max_seconds": max_seconds, "max_gpu_hours": max_gpu_hours}
-    limits = {key: value for key, value in limits.items() if value is not None}
+    changes |= limits({"max_concurrent_trials": max_concurrent_trials})
+    budget = limits({"max_seconds": max_seconds, "max_gpu_hours": max_gpu_hours})
     with client_at(url) as client:
         revision = None
-        if limits:  # a budget is changed as a whole: the limit that is not named stays
+        if budget:  # it is changed as a whole: the limit that is not named stays
             sweep = client.sweep(sweep_id)
-            changes["budget"] = {**(sweep["spec"]["budget"] or {}), **limits}
+            budget = {**(sweep["spec"]["budget"] or {}), **budget}
+            changes["budget"] = budget if any(value is not None for value in budget.values()) else None
             revision = sweep["revision"]
         _tell(client.change(sweep_id, changes, revision=revision), as_json)
 

@@ -49,7 +49,8 @@ def submit(
     gpus_per_trial: Annotated[
         str | None, typer.Option(help="auto (timed once), from 0 to 1, or how many.")
     ] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="What the sweep may spend.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Of being driven, at most.")] = None,
+    max_gpu_hours: Annotated[float | None, typer.Option(help="Of stored epochs, at most.")] = None,
     priority: Annotated[
         float | None,
         typer.Option(help="Its weight where sweeps divide the cluster (default: the file's, or 1)."),
@@ -73,7 +74,7 @@ def submit(
             "cpus_per_trial": cpus_per_trial,
             "gpus_per_trial": None if gpus_per_trial is None else scalar(gpus_per_trial),
         },
-        "budget": {"max_seconds": max_seconds},
+        "budget": {"max_seconds": max_seconds, "max_gpu_hours": max_gpu_hours},
     }
     document = overridden(sweep_document(what), options)
     with client_at(url) as client:

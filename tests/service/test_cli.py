@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,31 @@ def test_submit_a_space(run: Run, tmp_path: Path) -> None:
         run("submit", file, "--validate-only", "--metric", "validation_knn_accuracy").stdout
     )
     assert resolved["spec"]["name"] == "two-knobs"
+
+
+def test_a_sweep_without_a_number_of_trials(run: Run, tmp_path: Path) -> None:
+    content = document()
+    del content["num_trials"]
+    file = _write(tmp_path / "sweep.yaml", content)
+    limits = ["--max-seconds", "60", "--max-gpu-hours", "2"]
+    spec = json.loads(run("submit", file, "--validate-only", *limits).stdout)["spec"]
+    assert spec["num_trials"] == 20
+    assert spec["budget"] == {"max_seconds": 60, "max_gpu_hours": 2}
+
+
+def test_one_mistyped_key_makes_no_other_document_of_a_file(run: Run, tmp_path: Path) -> None:
+    space = {key.replace("parameters", "paramters"): value for key, value in SPACE.items()}
+    sweep = {key.replace("space", "spacs"): value for key, value in document().items()}
+    for content, place in (
+        (space, "/space/paramters: unknown; did you mean 'parameters'?"),
+        (sweep, "/spacs: unknown; did you mean 'space'?"),
+        ({**SPACE, "fixd": {}}, "/space/fixd: unknown; did you mean 'fixed'?"),
+    ):
+        assert place in run("submit", _write(tmp_path / "file.yaml", content), status=1).stderr
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"care-sweep {version('care-sweep')}\n"
 
 
 def test_options_beside_what_is_no_mapping(run: Run, tmp_path: Path) -> None:

@@ -206,7 +206,30 @@ def test_a_person_controls(run: Run, live_fabricate: Fabricator) -> None:
     assert spec.num_trials == 9
     assert spec.budget is not None
     assert (spec.budget.max_seconds, spec.budget.max_gpu_hours) == (60.0, 3.0)
+    assert store.sweep(sweep_id).spec.max_concurrent_trials is None
+    for arguments, left in (
+        (["--max-concurrent-trials", "3", "--max-seconds", "none"], (3, None, 3.0)),
+        (["--max-concurrent-trials", "none"], (None, None, 3.0)),
+    ):
+        run("extend", sweep_id, *arguments)
+        spec = store.sweep(sweep_id).spec
+        assert spec.budget is not None
+        assert (spec.max_concurrent_trials, spec.budget.max_seconds, spec.budget.max_gpu_hours) == left
+    run("extend", sweep_id, "--max-gpu-hours", "none")
+    assert store.sweep(sweep_id).spec.budget is None
     for command, state in (("pause", "PAUSED"), ("resume", "QUEUED"), ("stop", "SUCCEEDED")):
         assert run(command, sweep_id).stdout == f"sweep {sweep_id} is {state}\n"
     assert "no trial 3" in run("stop", live_fabricate.claimed().sweep_id, "--trial", "3", status=1).stderr
     assert run("delete", sweep_id).stdout == f"sweep {sweep_id} is deleted\n"
+
+
+def test_what_is_no_limit_is_told(run: Run, live_fabricate: Fabricator) -> None:
+    sweep_id = live_fabricate.claimed().sweep_id
+    for text in ("much", "true", "None", ""):
+        said = run("extend", sweep_id, "--max-seconds", text, status=2).stderr
+        assert f"{text!r} is neither a number nor none" in said
+        assert "--max-seconds" in said
+    said = run("extend", sweep_id, "--max-concurrent-trials", "2.5", status=1).stderr
+    assert "/max_concurrent_trials: should be a valid integer" in said
+    for arguments in (["extend", sweep_id, "--priority", "nan"], ["enqueue", sweep_id, "temperature=NaN"]):
+        assert "should be a finite number" in run(*arguments, status=1).stderr
