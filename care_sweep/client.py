@@ -33,7 +33,8 @@ _EXPORT_SECONDS = 600.0  # the file is written before its first byte is sent
 class Client:
     """The service's API as methods. Answers are typed dicts: the JSON as it came (`care_sweep.answers`).
 
-    Reading, and submitting, is tried again when the connection fails or the service asks for patience.
+    Reading, and submitting, is tried again when the connection fails or the service asks for patience
+    (Retry-After, for up to a minute), and everything where too many requests came (429).
     Every method raises `ServiceError`: with the HTTP status and the problems of a refusal, or with status
     None where no answer came.
 
@@ -191,7 +192,7 @@ class Client:
             try:
                 return self.sweep(sweep_id)
             except ServiceError as error:
-                if error.status not in (None, 503) or time.monotonic() >= give_up_at:
+                if error.status not in (None, 429, 503) or time.monotonic() >= give_up_at:
                     raise
             time.sleep(_WAIT_SECONDS)
 

@@ -50,7 +50,11 @@ class Connection:
         self._http.close()
 
     def request(self, method: str, path: str, *, is_safe: bool, **options: Any) -> httpx2.Response:
-        """One answer of 2xx. `is_safe`: it does no harm if the request reaches the service twice."""
+        """One answer of 2xx. `is_safe`: it does no harm if the request reaches the service twice.
+
+        A refusal that may pass is waited for as long as it says, but for no more than a minute in all.
+        """
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         for pause in (*_BACKOFF_SECONDS, None):
             try:
                 response = self._http.request(method, path, **options)
@@ -60,11 +64,8 @@ class Connection:
                     raise self._unreachable(error) from error
                 time.sleep(pause)
                 continue
-            may_pass = response.status_code == 503 or "retry-after" in response.headers
-            if may_pass and is_safe and pause is not None:
-                time.sleep(pause)
-                continue
-            return _accepted(response)
+            if not (_may_pass(response, is_safe=is_safe) and _has_waited(response, pause, give_up_at)):
+                return _accepted(response)
         raise AssertionError("the last try returns or raises")
 
     def get(self, path: str, **parameters: Any) -> Any:
@@ -91,8 +92,8 @@ class Connection:
     def stream(self, path: str, after: int) -> Iterator[Any]:
         """The data of each server-sent event after the id `after`, once and in order, until the stream ends.
 
-        A dropped connection is taken up again where it broke, for as long as the service is not away for
-        more than a minute.
+        A dropped connection is taken up again where it broke, for as long as the service is not away, or
+        asks for patience, for more than a minute.
         """
 
         def rest() -> Iterator[Any]:
@@ -128,9 +129,11 @@ class Connection:
                     yield item
             except (httpx2.TransportError, _InterruptedError) as error:
                 lost_at = lost_at or time.monotonic()
-                if time.monotonic() - lost_at > PATIENCE_SECONDS:
+                patience = lost_at + PATIENCE_SECONDS - time.monotonic()
+                if patience < 0:
                     raise self._unreachable(error) from error
-                time.sleep(_BACKOFF_SECONDS[-1])
+                asked = error.pause_seconds if isinstance(error, _InterruptedError) else None
+                time.sleep(min(asked or _BACKOFF_SECONDS[-1], patience))
             else:
                 return
 
@@ -196,21 +199,26 @@ class Connection:
         """Write all bytes, over as many connections as it takes; returns the head of the last answer."""
         etag = ""
         timeout = self._http.timeout if prepared_seconds is None else self._silent_for(prepared_seconds)
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         for pause in (*_BACKOFF_SECONDS, None):
             headers = {"Range": f"bytes={file.tell()}-", "If-Range": etag} if etag and file.tell() else {}
             try:
                 with self._http.stream(
                     "GET", path, headers=headers, follow_redirects=True, timeout=timeout
                 ) as response:
-                    _accepted(response)
-                    if response.status_code != 206:
-                        file.seek(0)
-                        file.truncate()
-                    etag = response.headers.get("etag", "")
-                    for chunk in response.iter_bytes():  # of no set size, which would hold bytes back
-                        file.write(chunk)
-                    file.flush()
-                    return response
+                    if not response.is_success:
+                        response.read()
+                    else:
+                        if response.status_code != 206:
+                            file.seek(0)
+                            file.truncate()
+                        etag = response.headers.get("etag", "")
+                        for chunk in response.iter_bytes():  # of no set size, which would hold bytes back
+                            file.write(chunk)
+                        file.flush()
+                        return response
+                if not (_may_pass(response, is_safe=True) and _has_waited(response, pause, give_up_at)):
+                    return _accepted(response)
             except httpx2.TransportError as error:
                 if pause is None:
                     raise self._unreachable(error) from error
@@ -224,7 +232,11 @@ class Connection:
 
 
 class _InterruptedError(Exception):
-    """The stream has more to tell, on another connection."""
+    """The stream has more to tell, on another connection, and where it says so in a while."""
+
+    def __init__(self, why: str, pause_seconds: float | None = None) -> None:
+        self.pause_seconds = pause_seconds
+        super().__init__(why)
 
 
 def without_password(url: str) -> str:
@@ -252,10 +264,33 @@ def _accepted(response: httpx2.Response) -> httpx2.Response:
     raise ServiceError(message, status=response.status_code, problems=problems)
 
 
+def _may_pass(response: httpx2.Response, *, is_safe: bool) -> bool:
+    """Whether the same request may be accepted in a while. After 429 nothing was done, whatever it asked."""
+    if response.status_code == 429:
+        return True
+    asks_for_patience = response.status_code == 503 or "retry-after" in response.headers
+    return is_safe and asks_for_patience and not response.is_success
+
+
+def _has_waited(response: httpx2.Response, pause: float | None, give_up_at: float) -> bool:
+    """Sleep for as long as a refusal asks, else for `pause`; False, at once, if there is no next try."""
+    patience = give_up_at - time.monotonic()
+    if pause is None or patience <= 0:
+        return False
+    time.sleep(min(_asked_pause(response) or pause, patience))
+    return True
+
+
+def _asked_pause(response: httpx2.Response) -> float | None:
+    """Seconds that a refusal asks to wait. A date, which Retry-After may be too, depends on two clocks."""
+    told = response.headers.get("retry-after", "")
+    return float(told) if re.fullmatch(r"[0-9]{1,9}", told) else None
+
+
 def _begun(response: httpx2.Response) -> httpx2.Response:
     """The response of a stream; a service that asks for patience is tried again."""
     if response.status_code in (429, 503):
-        raise _InterruptedError("the service is not ready")
+        raise _InterruptedError("the service is not ready", _asked_pause(response))
     return _accepted(response)
 
 

@@ -221,7 +221,7 @@ def _request(connection: socket.socket) -> bytes:
 
 def test_a_submission_that_is_under_way_is_asked_for_again() -> None:
     answers = [
-        b"HTTP/1.1 409 Conflict\r\nRetry-After: 5\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 409 Conflict\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\n{}",
         b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"id": "once"}',
     ]
     keys = []
