@@ -16,11 +16,12 @@ import httpx2
 
 from care_sweep.errors import CheckpointError, Problem, ServiceError
 
-__all__ = ["PATIENCE_SECONDS", "Connection", "path_of", "without_password"]
+__all__ = ["PATIENCE_SECONDS", "Connection", "have_one_origin", "path_of", "without_password"]
 
 _T = TypeVar("_T")
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,512}")  # what a header takes
+_PORTS = {"http": 80, "https": 443}
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0)
 _STREAM_SILENCE_SECONDS = 45.0  # the service sends a sign of life every 15 s
 PATIENCE_SECONDS = 60.0
@@ -237,6 +238,16 @@ class _InterruptedError(Exception):
     def __init__(self, why: str, pause_seconds: float | None = None) -> None:
         self.pause_seconds = pause_seconds
         super().__init__(why)
+
+
+def have_one_origin(url: str, other: str) -> bool:
+    """Whether scheme, host and port of two URLs are the same, as this connection would read them."""
+    try:
+        one, two = httpx2.URL(url), httpx2.URL(other)
+    except httpx2.InvalidURL:
+        return False
+    ports = [address.port or _PORTS.get(address.scheme) for address in (one, two)]
+    return (one.scheme, one.host) == (two.scheme, two.host) and ports[0] == ports[1]
 
 
 def without_password(url: str) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit, urlunsplit
 
-from care_sweep.connection import Connection, without_password
-from care_sweep.errors import CheckpointError
+from care_sweep.connection import Connection, have_one_origin, without_password
+from care_sweep.credentials import own_token
+from care_sweep.errors import CheckpointError, ServiceError
 from care_sweep.learn.checkpoint import LoadedEncoder, loads
 from care_sweep.learn.checkpoint import load as load_file
+from care_sweep.settings import Settings
 
 __all__ = ["load"]
 
@@ -21,13 +23,15 @@ _SCHEME = re.compile(r"(file(?=:)|[A-Za-z][A-Za-z0-9+.-]+(?=://))", re.IGNORECAS
 def load(source: str | Path) -> LoadedEncoder:
     """The encoder of a checkpoint, on the CPU, from a file or an http(s) URL.
 
-    The URL may be a service's (`/v1/sweeps/ID/checkpoints/best`) or any that answers the file. What arrives
-    must be a whole checkpoint, each part with its SHA-256; it is never unpickled or extracted.
+    The URL may be a service's (`/v1/sweeps/ID/checkpoints/best`) or any that answers the file. One with the
+    scheme, host and port of CARE_SWEEP_URL, and no other, is sent the user's token. What arrives must be a
+    whole checkpoint, each part with its SHA-256; it is never unpickled or extracted.
 
     Raises:
         CheckpointError: what is there is missing, truncated, damaged, no checkpoint, or of another format
             version; or the source is no path and no http(s) URL.
         ServiceError: the server refused, or could not be reached.
+        CareSweepError: others may read the file of the token.
     """
     if not isinstance(source, str | os.PathLike) or not str(source):
         raise CheckpointError(
@@ -44,13 +48,30 @@ def load(source: str | Path) -> LoadedEncoder:
             f"{name}: {scheme[1]} is not read; download the checkpoint and give its path, or an http(s) URL"
         )
     host, path = _parts(str(source), name)
+    return loads(_fetched(f"{scheme[1].lower()}://{host}", path), name)
+
+
+def _fetched(server_url: str, path: str) -> bytes:
+    """The bytes at a path of a server, which is shown the user's token if it is the user's service."""
+    service_url = Settings.from_environment().url
+    is_the_users = have_one_origin(server_url, service_url)
+    token = own_token() if is_the_users else None
     with (
-        closing(Connection(f"{scheme[1].lower()}://{host}", _TIMEOUT_SECONDS)) as server,
+        closing(Connection(server_url, _TIMEOUT_SECONDS, token)) as server,
         TemporaryDirectory() as folder,
     ):
         target = Path(folder) / "checkpoint.tar"
-        server.download(path, target, needs_digest=False)
-        return loads(target.read_bytes(), name)
+        try:
+            server.download(path, target, needs_digest=False)
+        except ServiceError as error:
+            if error.status != 401 or is_the_users:
+                raise
+            here, service = without_password(server_url), without_password(service_url)
+            remedy = (
+                f"a token goes to CARE_SWEEP_URL alone, {service}: set that to {here} if it is your service"
+            )
+            raise ServiceError(f"{error}; {remedy}", status=error.status) from error
+        return target.read_bytes()
 
 
 def _parts(url: str, name: str) -> tuple[str, str]:

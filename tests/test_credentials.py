@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from care_sweep.client import Client
-from care_sweep.connection import Connection
+from care_sweep.connection import Connection, have_one_origin
 from care_sweep.credentials import own_token
 from care_sweep.errors import CareSweepError, ServiceError
 
@@ -63,3 +63,23 @@ def test_a_checkpoint_elsewhere_is_asked_for_without_a_token() -> None:
     connection = Connection("http://elsewhere.example", 1.0)
     assert "authorization" not in connection._http.headers
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "is_one"),
+    [
+        ("http://host", "HTTP://Host:80/path", True),
+        ("https://host:443", "https://host", True),
+        ("http://host", "http://user:pass@host", True),
+        ("http://[::1]:8484", "http://[::1]:8484/", True),
+        ("http://host", "https://host", False),
+        ("http://host", "http://host:81", False),
+        ("http://host", "http://host@other", False),
+        ("http://host", "http://host.other", False),
+        ("http://host", "host", False),
+        ("http://host", "http://host:port", False),
+        ("http://host", "http://[", False),
+    ],
+)
+def test_one_origin_is_one_scheme_host_and_port(url: str, other: str, is_one: bool) -> None:
+    assert have_one_origin(url, other) is is_one

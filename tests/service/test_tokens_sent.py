@@ -16,10 +16,11 @@ from conftest import ServiceProcess, opened, service_process
 from fabrication import Fabricator, document
 from typer.testing import CliRunner
 
+import care_sweep
 from care_sweep.cli import app
 from care_sweep.client import Client
 from care_sweep.connection import Connection
-from care_sweep.errors import ServiceError
+from care_sweep.errors import CheckpointError, ServiceError
 from care_sweep.store import Caller, Scope
 
 
@@ -75,33 +76,96 @@ def test_a_client_does_everything_with_its_token(guarded: ServiceProcess, token:
     assert refused.value.status == 401
 
 
-def test_a_token_does_not_follow_a_redirect_to_another_place(tmp_path: Path) -> None:
-    seen: list[str | None] = []
+class _Seen(HTTPServer):
+    """Keeps what each request showed as its token; `/first` leads to `next_url`, all else is empty."""
 
-    class Elsewhere(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(self.headers.get("Authorization"))
-            if self.path == "/first":
-                self.send_response(302)
-                self.send_header("Location", f"http://127.0.0.1:{second.server_port}/second")
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _SeenHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.next_url = ""
+        self.shown: list[str | None] = []
 
-        def log_message(self, *_: Any) -> None:
-            pass
 
-    first, second = HTTPServer(("127.0.0.1", 0), Elsewhere), HTTPServer(("127.0.0.1", 0), Elsewhere)
+class _SeenHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, _Seen)
+        self.server.shown.append(self.headers.get("Authorization"))
+        self.send_response(302 if self.path == "/first" else 200)
+        if self.path == "/first":
+            self.send_header("Location", self.server.next_url)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def places() -> Iterator[tuple[_Seen, _Seen]]:
+    """Two servers; the first leads to the second."""
+    first, second = _Seen(), _Seen()
+    first.next_url = f"{second.url}/second"
     for server in (first, second):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    connection = Connection(f"http://127.0.0.1:{first.server_port}", 10.0, "cs_secret")
-    connection.download("/first", tmp_path / "file", needs_digest=False)
-    connection.close()
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+    yield first, second
     for server in (first, second):
         server.shutdown()
         server.server_close()
-    assert seen == ["Bearer cs_secret", None]
+
+
+def test_a_token_does_not_follow_a_redirect_to_another_place(
+    places: tuple[_Seen, _Seen], tmp_path: Path
+) -> None:
+    first, second = places
+    connection = Connection(first.url, 10.0, "cs_secret")
+    connection.download("/first", tmp_path / "file", needs_digest=False)
+    connection.close()
+    assert (first.shown, second.shown) == (["Bearer cs_secret"], [None])
+
+
+def test_a_checkpoint_is_read_from_a_service_that_wants_a_token(
+    guarded: ServiceProcess, token: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with opened(guarded.settings) as store:
+        fabricate = Fabricator(store.seen_by(Caller("alice", Scope.SUBMIT)), guarded.settings.storage_uri)
+        url = f"{guarded.url}/v1/sweeps/{fabricate.finished()}/checkpoints/best"
+    home = {"CARE_SWEEP_HOME": str(tmp_path)}
+    for command in (["report", url], ["export-weights", url], ["embed", str(tmp_path), "--checkpoint", url]):
+        assert "this service wants a token" in _type(guarded, *command, status=1, **home).stderr
+        said = _type(guarded, *command, status=1, **home, CARE_SWEEP_TOKEN=token).stderr
+        assert f"{url}: no tar" in said, "it came, and is none"
+    monkeypatch.setenv("CARE_SWEEP_TOKEN", token)
+    monkeypatch.setenv("CARE_SWEEP_URL", "http://user:secret@127.0.0.1:1")
+    with pytest.raises(ServiceError) as refused:
+        care_sweep.load(url)
+    assert refused.value.status == 401
+    assert f"CARE_SWEEP_URL alone, http://***@127.0.0.1:1: set that to {guarded.url}" in str(refused.value)
+    assert token not in str(refused.value)
+
+
+def test_a_checkpoint_from_elsewhere_is_asked_for_without_a_token(
+    places: tuple[_Seen, _Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = places
+    monkeypatch.setenv("CARE_SWEEP_TOKEN", "cs_secret")
+    for service_url, shown in (
+        (first.url, "Bearer cs_secret"),
+        (f"{first.url}/".replace("http", "HTTP"), "Bearer cs_secret"),
+        (second.url, None),
+        (first.url.replace("http", "https"), None),
+        (first.url.replace("127.0.0.1", "localhost"), None),
+        (first.url.replace("127.0.0.1", "127.0.0.1.nip.example"), None),
+        ("http://127.0.0.1:port", None),
+        ("nonsense", None),
+    ):
+        monkeypatch.setenv("CARE_SWEEP_URL", service_url)
+        for path in ("/file", "/first"):
+            with pytest.raises(CheckpointError):
+                care_sweep.load(first.url + path)
+        assert first.shown == [shown] * 2, service_url
+        assert second.shown == [None]
+        first.shown.clear()
+        second.shown.clear()
 
 
 def test_the_log_of_a_service_tells_no_token(guarded: ServiceProcess, token: str) -> None:
