@@ -28,7 +28,7 @@ class Settings:
         data_roots: folders that the paths of a sweep's datasets (`folder:`, `parquet:`, `imagenet100:`) must
             lie under (CARE_SWEEP_DATA_ROOTS, separated by `:`, default `home/data`).
         data_uris: the prefixes of object stores, `s3://bucket/prefix`, that such datasets may lie under
-            (CARE_SWEEP_DATA_ROOTS too).
+            (CARE_SWEEP_DATA_ROOTS).
         url: where the client finds the service (CARE_SWEEP_URL).
         token_path: the file of the token that the client sends, unless CARE_SWEEP_TOKEN holds one
             (CARE_SWEEP_TOKEN_PATH, default `home/token`).

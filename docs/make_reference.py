@@ -19,12 +19,35 @@ from sqlalchemy import create_engine
 
 from care_sweep.cli import app
 from care_sweep.settings import Settings
-from care_sweep.spec import Budget, EarlyStopping, Resources, SearchSpace, SweepSpec, TrialConfig
+from care_sweep.spec import (
+    Budget,
+    CategoricalParameter,
+    EarlyStopping,
+    FloatParameter,
+    IntParameter,
+    Resources,
+    SearchSpace,
+    SweepSpec,
+    TrialConfig,
+)
 from care_sweep.store import Store
 from service.app import create_app
+from service.schemas import EnqueuedPoint, SweepChange
 
 PATH = Path(__file__).with_name("reference.md")
-_DOCUMENTS = (SweepSpec, Resources, EarlyStopping, Budget, SearchSpace, TrialConfig)
+_SUBMITTED = (
+    SweepSpec,
+    Resources,
+    EarlyStopping,
+    Budget,
+    SearchSpace,
+    FloatParameter,
+    IntParameter,
+    CategoricalParameter,
+    TrialConfig,
+)
+_CHANGES = {"PATCH /v1/sweeps/{sweep_id}": SweepChange, "POST /v1/sweeps/{sweep_id}/trials": EnqueuedPoint}
+_SCALAR = ["boolean", "integer", "number", "string"]
 _NAMED = re.compile(r" ?\(((?:CARE_SWEEP|RAY)_[A-Z_]+)(?:, )?([^()]*)\)")
 _METHODS = ("get", "post", "patch", "delete")
 
@@ -35,10 +58,15 @@ def reference() -> str:
         "# Reference\n\nWritten by `python docs/make_reference.py` from the program itself.",
         "## Settings\n\nEnvironment variables, read once when a process starts.",
         _table(("setting", ""), _settings()),
-        "## Documents\n\nWhat a submission holds, in JSON or YAML. Unknown keys are refused.",
-        *(_document(model) for model in _DOCUMENTS),
+        "## Documents\n\nWhat a submission holds, in JSON or YAML. Unknown keys are refused. "
+        "A scalar is a number, a string, true or false.",
+        *(_document(model.__name__, model) for model in _SUBMITTED),
         "## HTTP\n\n`/openapi.json` has every parameter and answer.",
         _table(("request", "statuses", ""), _endpoints()),
+        *(
+            _document(f"Body of `{request}`", model, has_defaults=False)
+            for request, model in _CHANGES.items()
+        ),
         "## Commands\n\nExit status 0 done, 1 failed, 2 mistyped. `--json` prints the answer as JSON, "
         "`care-sweep --version` the version.",
         *_commands(typer.main.get_command(app), "care-sweep"),
@@ -55,25 +83,32 @@ def _settings() -> list[tuple[str, str]]:
         assert named is not None, f"the docstring of Settings names no variable for {entry}"
         more = f" ({named[2]})" if named[2] else ""
         found.setdefault(f"`{named[1]}`", []).append(text[: named.start()] + more + text[named.end() :])
-    return [(name, " ".join(texts)) for name, texts in found.items()]
+    return [
+        (name, "; ".join([*(text.rstrip(".") for text in texts[:-1]), texts[-1]]))
+        for name, texts in found.items()
+    ]
 
 
-def _document(model: type[BaseModel]) -> str:
+def _document(title: str, model: type[BaseModel], *, has_defaults: bool = True) -> str:
     rows = []
     for name, field in model.model_fields.items():
         default = "required" if field.default is PydanticUndefined and field.default_factory is None else ""
-        if not default:
+        if not default and has_defaults:
             value = field.get_default(call_default_factory=True)
             default = f"`{json.dumps(value.model_dump() if isinstance(value, BaseModel) else value)}`"
-        rows.append((f"`{name}`", _type(model.model_json_schema()["properties"][name]), default))
+        kind = _type(model.model_json_schema()["properties"][name])
+        rows.append((f"`{name}`", kind, default, field.description or ""))
     told = " ".join(inspect.getdoc(model).split())
-    return f"### {model.__name__}\n\n{told}\n\n" + _table(("key", "", "default"), rows)
+    return f"### {title}\n\n{told}\n\n" + _table(("key", "", "default", ""), rows)
 
 
 def _type(schema: Mapping[str, Any]) -> str:
     """A field's schema in a few words: its type, bounds and choices."""
-    if "anyOf" in schema:
-        return " or ".join(_type(one) for one in schema["anyOf"])
+    if "anyOf" in schema or "oneOf" in schema:
+        kinds = [_type(one) for one in schema.get("anyOf") or schema["oneOf"]]
+        return " or ".join(["scalar", *kinds[4:]] if kinds[:4] == _SCALAR else kinds)
+    if held := schema.get("items") or schema.get("additionalProperties"):
+        return f"{'list of' if schema['type'] == 'array' else 'mapping to'} {_type(held)}"
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "enum" in schema:

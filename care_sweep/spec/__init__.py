@@ -7,11 +7,10 @@ from care_sweep.spec.config import FIELDS_OF_DEVICES, TrialConfig, misfit_of_dev
 from care_sweep.spec.outcomes import CheckpointReference, Measurement, Place, Spot, SweepState, TrialState
 from care_sweep.spec.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, Scalar
 from care_sweep.spec.space import SearchSpace
-from care_sweep.spec.sweep import METRICS, Budget, EarlyStopping, Resources, SweepSpec
+from care_sweep.spec.sweep import Budget, EarlyStopping, Resources, SweepSpec
 
 __all__ = [
     "FIELDS_OF_DEVICES",
-    "METRICS",
     "Budget",
     "CategoricalParameter",
     "CheckpointReference",

@@ -29,20 +29,34 @@ class TrialConfig(Document):
     lambda_ours = lambda_published * 2 * (batch_size / num_splits - 1).
     """
 
-    dataset: str = Field("cifar10-mini", min_length=1, max_length=1024)
+    dataset: str = Field(
+        "cifar10-mini",
+        min_length=1,
+        max_length=1024,
+        description="images: a set by name, such as cifar10, or folder:, parquet: or imagenet100: before a "
+        "path or s3://BUCKET/PREFIX",
+    )
     resize: int | None = Field(None, ge=8, le=512, description="side in pixels, for images of mixed size")
-    encoder: Literal["resnet_tiny", "resnet18", "resnet50"] = "resnet18"
+    encoder: Literal["resnet_tiny", "resnet18", "resnet50"] = Field(
+        "resnet18", description="the network that is trained and kept; resnet_tiny is small enough for a CPU"
+    )
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar",
         description="first layers of a ResNet: a 3x3 convolution, or torchvision's own (7x7 with stride 2, "
         "max-pool) for images of 64 pixels and more",
     )
-    epochs: int = Field(100, ge=1, le=10_000)
+    epochs: int = Field(100, ge=1, le=10_000, description="passes over the train images")
     batch_size: int = Field(256, ge=2, le=16_384, description="images a step; each gives two views")
     num_splits: int = Field(16, ge=1, le=8192, description="groups of images that share an augmentation")
-    equivariance_weight: float = Field(0.3, ge=0, le=1e6)
-    temperature: float = Field(0.5, ge=1e-3, le=100)
-    augmentation_strength: float = Field(1.0, ge=0, le=2)
+    equivariance_weight: float = Field(
+        0.3, ge=0, le=1e6, description="of L_equi in the loss; 0 is the base alone"
+    )
+    temperature: float = Field(
+        0.5, ge=1e-3, le=100, description="of InfoNCE's softmax; barlow_twins has none"
+    )
+    augmentation_strength: float = Field(
+        1.0, ge=0, le=2, description="of all augmentations at once: 1 as published, 0 only flips"
+    )
     least_crop_scale: float = Field(
         0.08,
         gt=0,
@@ -68,11 +82,15 @@ class TrialConfig(Document):
     redundancy_weight: float = Field(
         0.0051, ge=0, le=1e3, description="Barlow Twins' weight of what is off the diagonal"
     )
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0, le=100)
-    weight_decay: float = Field(1e-6, ge=0, le=10)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: int = Field(0, ge=0, le=10_000)
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="sgd has a momentum of 0.9")
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="after the warm-up")
+    weight_decay: float = Field(1e-6, ge=0, le=10, description="an L2 penalty, in the gradient")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate after the warm-up; cosine falls to 0 at the end"
+    )
+    warmup_epochs: int = Field(
+        0, ge=0, le=10_000, description="in which the learning rate rises in a line from 0"
+    )
     knn_neighbors: int = Field(
         200, ge=1, le=1_000_000, description="k of the weighted kNN (capped at the size of train)"
     )
@@ -87,7 +105,7 @@ class TrialConfig(Document):
         description="whether steps are compiled, and on a GPU captured as one graph. auto: on a GPU, unless "
         "several train the trial",
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of initialisation, order and augmentations")
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:

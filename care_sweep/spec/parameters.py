@@ -65,26 +65,36 @@ class _Range(_Conditional):
         yield "high", getattr(self, "high")  # noqa: B009
 
 
+_Log = Annotated[bool, Field(description="searched evenly in the logarithm; low must be above 0")]
+_DEFAULT = Field(description="its value in baselines and enqueued points that leave it out")
+
+
 class FloatParameter(_Range):
+    """A number from `low` to `high`."""
+
     type: Literal["float"]
     low: float
     high: float
-    log: bool = False
-    default: float | None = None
+    log: _Log = False
+    default: Annotated[float | None, _DEFAULT] = None
 
 
 class IntParameter(_Range):
+    """A whole number from `low` to `high`, both included."""
+
     type: Literal["int"]
     low: int
     high: int
-    log: bool = False
-    default: int | None = None
+    log: _Log = False
+    default: Annotated[int | None, _DEFAULT] = None
 
 
 class CategoricalParameter(_Conditional):
+    """One of some values, which have no order."""
+
     type: Literal["categorical"]
     choices: list[Scalar] = Field(min_length=1, max_length=100)
-    default: Scalar | None = None
+    default: Annotated[Scalar | None, _DEFAULT] = None
 
     @model_validator(mode="after")
     def _choices_are_sound(self) -> Self:

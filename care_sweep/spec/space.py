@@ -27,10 +27,14 @@ class SearchSpace(Document):
 
     name: str = Field("inline", max_length=100)
     description: str = Field("", max_length=2000)
-    parameters: dict[str, Parameter] = Field(min_length=1, max_length=100)
-    fixed: dict[str, Scalar] = Field(default_factory=dict, max_length=100)
+    parameters: dict[str, Parameter] = Field(
+        min_length=1, max_length=100, description="fields that are searched, by name"
+    )
+    fixed: dict[str, Scalar] = Field(
+        default_factory=dict, max_length=100, description="fields with one value for all trials"
+    )
     baselines: list[Annotated[dict[str, Scalar], Field(max_length=100)]] = Field(
-        default_factory=list, max_length=100
+        default_factory=list, max_length=100, description="values of searched fields, a trial each"
     )
 
     @field_validator("name")

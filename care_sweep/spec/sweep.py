@@ -1,6 +1,6 @@
 """What does a person ask for, who asks for a sweep?"""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -10,9 +10,9 @@ from care_sweep.errors import Problem
 from care_sweep.spec.config import FIELDS_OF_DEVICES, TrialConfig, misfit_of_devices
 from care_sweep.spec.space import SearchSpace
 
-__all__ = ["METRICS", "Budget", "EarlyStopping", "Resources", "SweepSpec"]
+__all__ = ["Budget", "EarlyStopping", "Resources", "SweepSpec"]
 
-METRICS = ("validation_knn_accuracy", "validation_probe_accuracy")
+_Metric = Literal["validation_knn_accuracy", "validation_probe_accuracy"]
 """What a sweep may maximise. Training losses are refused: their scale moves with temperature and weight."""
 
 
@@ -69,12 +69,18 @@ class SweepSpec(Document):
     """
 
     name: str = Field(min_length=1, max_length=100)
-    space: SearchSpace
-    metric: str = "validation_knn_accuracy"
+    space: SearchSpace = Field(description="or, in a submission, the name of one")
+    metric: _Metric = Field(
+        "validation_knn_accuracy",
+        description="what is maximised; the probe's accuracy, measured in the last epoch only, needs "
+        "early_stopping none",
+    )
     num_trials: int = Field(ge=1, le=100_000)
     max_concurrent_trials: int | None = Field(None, ge=1, le=10_000)
-    seed: int = Field(0, ge=0, lt=2**31)
-    early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping)
+    seed: int = Field(0, ge=0, lt=2**31, description="all trials share it, and the search draws from it")
+    early_stopping: EarlyStopping | None = Field(
+        default_factory=EarlyStopping, description="with none, or null, every trial runs to its last epoch"
+    )
     resources: Resources = Field(default_factory=Resources)
     priority: float = Field(1.0, ge=0.01, le=100)
     budget: Budget | None = None
@@ -86,17 +92,21 @@ class SweepSpec(Document):
             raise PydanticCustomError("name", "use printable characters, at least one of them not a space")
         return value
 
-    @field_validator("early_stopping", mode="before")
+    @field_validator(
+        "early_stopping", mode="before", json_schema_input_type=EarlyStopping | Literal["none"] | None
+    )
     @classmethod
     def _none_is_a_word(cls, value: Any) -> Any:
         return None if value == "none" else value
 
-    @field_validator("metric")
+    @field_validator("metric", mode="before")
     @classmethod
-    def _metric_can_rank(cls, value: str) -> str:
-        if value not in METRICS:
-            why = "training losses move with temperature and weight; " if "loss" in value else ""
-            raise PydanticCustomError("metric", why + "use one of {metrics}", {"metrics": ", ".join(METRICS)})
+    def _metric_can_rank(cls, value: Any) -> Any:
+        metrics = get_args(_Metric)
+        if value not in metrics:
+            is_a_loss = isinstance(value, str) and "loss" in value
+            why = "training losses move with temperature and weight; " if is_a_loss else ""
+            raise PydanticCustomError("metric", why + "use one of {metrics}", {"metrics": ", ".join(metrics)})
         return value
 
     @model_validator(mode="after")

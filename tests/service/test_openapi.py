@@ -74,6 +74,11 @@ def test_a_submission_is_described(openapi: dict[str, Any]) -> None:
     assert set(content) == {"application/json", "application/yaml"}
     space = openapi["components"]["schemas"]["SweepDocument"]["properties"]["space"]["anyOf"]
     assert {"type": "string"} in space
+    sweep = openapi["components"]["schemas"]["SweepDocument"]["properties"]
+    assert sweep["metric"]["enum"] == ["validation_knn_accuracy", "validation_probe_accuracy"]
+    assert {"type": "string", "const": "none"} in sweep["early_stopping"]["anyOf"]
+    answered = openapi["components"]["schemas"]["SweepSpec"]["properties"]["early_stopping"]
+    assert answered["anyOf"] == [{"$ref": "#/components/schemas/EarlyStopping"}, {"type": "null"}]
 
 
 @pytest.mark.parametrize("name", answers.__all__)

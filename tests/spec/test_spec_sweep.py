@@ -120,6 +120,7 @@ BAD_SWEEPS = {
         "training losses move with temperature and weight; use one of validation_knn_accuracy",
     ),
     "metric unknown": (sweep(metric="accuracy"), "/metric", "use one of validation_knn_accuracy"),
+    "metric of no name": (sweep(metric=["train_loss"]), "/metric", "use one of validation_knn_accuracy"),
     "metric too late for early stopping": (
         sweep(metric="validation_probe_accuracy"),
         "/early_stopping",
