@@ -5,7 +5,8 @@
 submissions   sweeps are posted at 20 a second while the service is killed
 trials        a sweep runs while its driver, a worker, Ray's raylet and GCS and the runner are killed, some of
               them while they start; it must measure what an undisturbed one measured, to the bit
-suspension    a driver is stopped for three leases, another takes over, then it is woken
+suspension    a driver is stopped for three leases, alone and with its runner; another takes over, then it is
+              woken
 damage        bits of checkpoints and training states are flipped, their ends cut off
 
 Stop it whenever you like and give the same command again: a phase that is done is not repeated, nor a round

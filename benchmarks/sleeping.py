@@ -41,7 +41,7 @@ def sleeping(seconds_per_epoch: float) -> Callable[[Mapping[str, Any]], None]:
         config, scratch = order["config"], Path(order["scratch_directory"])
         storage = open_storage(order["storage_uri"])
         with workplace(storage, order["prefix"], order["attempt"], scratch) as place:
-            state = place.training_state(order["last_epoch"])
+            state = next(place.training_states(order["last_epoch"]), None)
             done = int(state.read_text()) if state else 0  # like training, it then begins anew
             for epoch in range(done + 1, config["epochs"] + 1):
                 time.sleep(seconds_per_epoch)

@@ -15,6 +15,7 @@ __all__ = [
     "discard",
     "discard_all",
     "discard_training_states",
+    "epoch_of",
     "state_name",
     "sweep_prefix",
     "training_states",
@@ -25,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 SWEEPS = "sweeps"
 LOG_NAME = "log.txt"
-_STATE = re.compile(r"state-\d{5,}\.pt")
+_STATE = re.compile(r"state-(\d{5,})\.pt")
 _ATTEMPT = re.compile(r"/attempt-(\d+)(?:/|$)")
 
 
@@ -54,6 +55,13 @@ def attempt_of(key: str) -> int:
 def state_name(epoch: int) -> str:
     """The name of the training state after an epoch."""
     return f"state-{epoch:05d}.pt"
+
+
+def epoch_of(key: str) -> int:
+    """The epoch after which the training state of this key was left."""
+    found = _STATE.fullmatch(key.rpartition("/")[2])
+    assert found is not None, f"{key} is no training state"
+    return int(found.group(1))
 
 
 def discard_all(storage: Storage, sweep_id: str) -> None:

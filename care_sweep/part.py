@@ -1,12 +1,12 @@
 """How is one process of an instance started, ended, and started again after it has died?"""
 
 import ctypes
+import http.client
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -120,7 +120,7 @@ def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=2):  # noqa: S310
             return True
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):  # the latter is no HTTP at all
         return False
 
 

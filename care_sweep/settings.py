@@ -13,6 +13,7 @@ from care_sweep.storage import S3_URI
 
 __all__ = ["Settings"]
 
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
 _HOST = re.compile(r"[a-z0-9:]([a-z0-9._:-]{0,251}[a-z0-9])?")  # also an address of IPv6
 
 
@@ -32,7 +33,8 @@ class Settings:
         url: where the client finds the service (CARE_SWEEP_URL).
         token_path: the file of the token that the client sends, unless CARE_SWEEP_TOKEN holds one
             (CARE_SWEEP_TOKEN_PATH, default `home/token`).
-        ray_address: an existing Ray cluster (RAY_ADDRESS); None for a local one.
+        ray_address: the control service of an existing Ray cluster, "host:port" (RAY_ADDRESS); None for a
+            local one.
         ray_token_path: the file of Ray's token, with which the service asks Ray's dashboard
             (RAY_AUTH_TOKEN_PATH).
         num_checkpoints_kept: so many checkpoints of a sweep are kept, its best, beside those of its baselines
@@ -80,7 +82,7 @@ class Settings:
             token_path=Path(environment.get("CARE_SWEEP_TOKEN_PATH") or home / "token")
             .expanduser()
             .absolute(),
-            ray_address=environment.get("RAY_ADDRESS") or None,
+            ray_address=_ray_address(environment.get("RAY_ADDRESS")),
             ray_token_path=_path(environment.get("RAY_AUTH_TOKEN_PATH")),
             num_checkpoints_kept=_num_kept(environment.get("CARE_SWEEP_KEEP_CHECKPOINTS") or "all"),
             max_active_sweeps=_num_active(environment.get("CARE_SWEEP_MAX_ACTIVE_SWEEPS") or "4"),
@@ -102,6 +104,16 @@ class Settings:
     def download_directory(self) -> Path:
         """Where torchvision keeps the datasets it downloads, and below `s3` what object stores have sent."""
         return self.home / "datasets"
+
+
+def _ray_address(given: str | None) -> str | None:
+    """Never a guess of Ray's, as for `auto`: the cluster that it finds could be a stranger's."""
+    if not given:
+        return None
+    if not _ADDRESS.fullmatch(given):
+        detail = "must be the host and port of the cluster's control service, as 10.0.0.1:6379"
+        raise InvalidDocument([Problem("RAY_ADDRESS", detail, given)])
+    return given
 
 
 def _path(given: str | None) -> Path | None:

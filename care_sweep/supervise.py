@@ -56,6 +56,8 @@ class Instance:
         self.service = Part("service", service, logs / "service.log")
         self.runner = Part("runner", [sys.executable, "-m", "care_sweep.run.runner"], logs / "runner.log")
         self.ray: LocalRay | None = None
+        self._of_trials: dict[str, str] = {}  # unless the user says otherwise
+        self._compiled = settings.home / "torchinductor"
         self._environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
         for name in _OF_CLIENTS:
             self._environment.pop(name, None)
@@ -70,11 +72,13 @@ class Instance:
         """Of the local Ray."""
         return None if self.ray is None else self.ray.dashboard_url
 
-    def plan_ray(self, token_path: Path, command: Callable[[RayPorts], list[str]]) -> None:
-        """Have a local Ray among the parts."""
+    def plan_ray(self, token_path: Path, scratch: Path, command: Callable[[RayPorts], list[str]]) -> None:
+        """Have a local Ray among the parts. Its own and its workers' temporary files lie in `scratch`: its
+        dashboard leaves some, and so does who is killed."""
         self.token_path = token_path
         self.ray = LocalRay(self.log_directory, token_path.read_text(), command)
         self._environment |= ray_environment(token_path)
+        self._of_trials = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(self._compiled)}
         self._environment.pop("RAY_AUTH_TOKEN", None)  # another cluster's; Ray would prefer it
 
     def start(self) -> None:
@@ -114,7 +118,7 @@ class Instance:
         if self.service.is_due:
             self.service.start(self._environment)
         if self.ray is not None and self.ray.is_due:
-            self.ray.start(_for_trials(self._environment))
+            self.ray.start(self._of_trials | _for_trials(self._environment))
         if trouble is not None:
             self.runner.stop(grace_seconds=5)  # while Ray starts
         if self.ray is not None:
@@ -192,7 +196,9 @@ def running(
         if settings.ray_address is None:
             scratch = stack.enter_context(ray_scratch(settings.home))
             instance.plan_ray(
-                ray_token(settings.home), lambda ports: ray_command(ports, scratch, num_cpus, num_gpus)
+                ray_token(settings.home),
+                scratch,
+                lambda ports: ray_command(ports, scratch, num_cpus, num_gpus),
             )
         stack.callback(_stop_all, instance)  # before Ray's scratch directory goes
         instance.start()

@@ -82,6 +82,18 @@ def test_what_guards_the_service_is_no_guess(name: str, given: str, words: str) 
         Settings.from_environment({f"CARE_SWEEP_{name}": given})
 
 
+@pytest.mark.parametrize("address", ["auto", "local", "head", "head:abc", "ray://head:10001", ":6379", "h:0"])
+def test_a_cluster_is_never_guessed(address: str) -> None:
+    with pytest.raises(InvalidDocument, match="RAY_ADDRESS: must be the host and port") as refused:
+        Settings.from_environment({"RAY_ADDRESS": address})
+    assert refused.value.problems[0].value == address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray-head:6379", "[::1]:6379", "head.ns.svc:1"])
+def test_a_cluster_is_taken_as_it_is_named(address: str) -> None:
+    assert Settings.from_environment({"RAY_ADDRESS": address}).ray_address == address
+
+
 def test_an_empty_setting_is_an_absent_one() -> None:
     names = ["DATABASE_URL", "STORAGE_URI", "DATA_ROOTS", "URL", "KEEP_CHECKPOINTS"]
     names += ["TOKEN_PATH", "AUTH", "HOSTS", "REQUESTS_PER_SECOND"]

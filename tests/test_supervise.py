@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import pytest
 from care_sweep import supervise
 from care_sweep.errors import CareSweepError
 from care_sweep.local_ray import LocalRay, RayPorts, free_port
-from care_sweep.part import Part
+from care_sweep.part import Part, answers
 from care_sweep.settings import Settings
 from care_sweep.supervise import Instance
 
@@ -58,7 +60,7 @@ class _Planned:
         self.instance = Instance(Settings.from_environment({"CARE_SWEEP_HOME": str(home)}), "::", port, home)
         self.instance.service.command = _server(port)
         self.instance.runner.command = _SLEEPS
-        self.instance.plan_ray(home / "token", self._ray)
+        self.instance.plan_ray(home / "token", home / "scratch", self._ray)
         assert self.instance.ray is not None
         self.ray: LocalRay = self.instance.ray
 
@@ -137,6 +139,21 @@ def test_each_part_has_what_it_needs_and_no_more(planned: _Planned, monkeypatch:
     }
 
 
+@pytest.mark.parametrize("own", [None, "/elsewhere"])
+def test_temporary_files_of_ray_go_with_its_scratch_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if own:
+        monkeypatch.setenv("TMPDIR", own)
+    planned = _Planned(tmp_path / "home")
+    with planned.started():
+        environment = Path(f"/proc/{_pid(planned.ray)}/environ").read_text().split("\0")
+    assert f"TMPDIR={own or tmp_path / 'home' / 'scratch'}" in environment
+    assert f"TORCHINDUCTOR_CACHE_DIR={tmp_path / 'home' / 'torchinductor'}" in environment, "it is kept"
+
+
 @pytest.mark.parametrize("requires_tokens", [True, False])
 def test_serve_says_how_a_token_is_made_where_one_is_wanted(
     requires_tokens: bool, capsys: pytest.CaptureFixture[str]
@@ -149,6 +166,20 @@ def test_serve_says_how_a_token_is_made_where_one_is_wanted(
     said = capsys.readouterr().out
     assert ("care-sweep token create NAME --scope submit" in said) == requires_tokens
     assert ("http://here/docs" in said) == (not requires_tokens)
+
+
+def test_what_speaks_no_http_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def speak() -> None:
+            connection, _ = server.accept()
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            connection.close()
+
+        speaking = threading.Thread(target=speak)
+        speaking.start()
+        assert not answers(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        speaking.join()
 
 
 def test_a_service_that_is_killed_comes_back_each_time(planned: _Planned) -> None:

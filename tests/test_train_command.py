@@ -58,18 +58,22 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     dataset = cut_few_images(tmp_path / "few")
     output = tmp_path / "a folder"
     changes = ["--dataset", dataset, "--set", "batch_size=32", "--output", str(output)]
-    said = _interrupted(tmp_path, output / "state-00001.pt", "--space", "cifar10-mini", *changes)
+    said = _interrupted(tmp_path, output, 1, "--space", "cifar10-mini", *changes)
     told = said.partition("to go on: ")[2].splitlines()[0]
     program, command, *arguments = shlex.split(told)
     assert (program, command) == ("care-sweep", "train")
-    newest = int(max(output.glob("state-*.pt")).stem.removeprefix("state-"))
-    assert "to go on: " + told in _interrupted(tmp_path, output / f"state-{newest + 1:05d}.pt", *arguments)
+    assert "to go on: " + told in _interrupted(tmp_path, output, _newest(output) + 1, *arguments)
 
 
-def _interrupted(home: Path, state: Path, *arguments: str) -> str:
-    """What is said after Ctrl-C once this state is there."""
+def _newest(output: Path) -> int:
+    """The epoch of the newest training state."""
+    return max((int(state.stem.removeprefix("state-")) for state in output.glob("state-*.pt")), default=0)
+
+
+def _interrupted(home: Path, output: Path, epoch: int, *arguments: str) -> str:
+    """What is said after Ctrl-C once there is a state of this epoch or a later one."""
     with _start(home, *arguments) as process:
-        while not state.exists() and process.poll() is None:
+        while _newest(output) < epoch and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)

@@ -9,12 +9,12 @@ from typing import Any
 from few_images import cut_few_images
 
 from care_sweep.client import Client
-from care_sweep.run.runner import LEASE_SECONDS
+from care_sweep.run.holders import LEASE_SECONDS
 from care_sweep.store import Store
 
 from .promises import broken_promises, store_in
 from .trials import document, listened
-from .victims import Serving, Suspended
+from .victims import Serving, Suspended, lifetimes
 
 __all__ = ["suspension"]
 
@@ -24,7 +24,11 @@ _NUM_EPOCHS = 60
 
 
 def suspension(home: Path, chance: random.Random, num_trials: int) -> dict[str, Any]:
-    """Stop a driver for three leases, have another drive its sweep, wake it; and again, with its runner."""
+    """Stop a driver for three leases while another runner is there, and wake it; and again, with its runner.
+
+    The other runner takes the sweep. A runner that is awake ends its driver that sleeps; one that sleeps too
+    wakes beside it, and what the driver writes then is refused.
+    """
     shape = {"num_trials": num_trials, "epochs": _NUM_EPOCHS}
     asked = document(cut_few_images(home / "data" / "few"), shape)
     with (
@@ -39,6 +43,7 @@ def suspension(home: Path, chance: random.Random, num_trials: int) -> dict[str, 
     return {
         "suspensions": len(found),
         "suspended_seconds": 3 * LEASE_SECONDS,
+        "stale_drivers_ended": sum(one["ended"] for one in found),
         "stale_drivers_refused": sum(one["refused"] for one in found),
         "stale_writes_accepted": sum(len(one["stale"]) for one in found),
         "broken": [problem for one in found for problem in one["broken"]],
@@ -59,6 +64,7 @@ def _slept(
     reader = listened(client, sweep_id, told)
     _until(lambda: store.last_measurement(sweep_id) > 0)
     time.sleep(delay_seconds)
+    (driver,) = lifetimes(instance.pids("driver"))
     sleep = Suspended(home, *asleep)  # of whom there is one yet
     with instance.another_runner():
         with sleep:
@@ -66,6 +72,7 @@ def _slept(
             time.sleep(3 * LEASE_SECONDS)
             is_taken = store.sweep(sweep_id).fencing_token > first
             measured = store.last_measurement(sweep_id)
+            is_ended = driver not in lifetimes([driver[0]])
         _until(lambda: store.last_measurement(sweep_id) > measured or store.state(sweep_id).is_terminal)
         goes_on = store.last_measurement(sweep_id) > measured
     client.wait(sweep_id, timeout=2 * _WAIT_SECONDS)
@@ -73,12 +80,13 @@ def _slept(
     log = (home / "storage" / "sweeps" / sweep_id / "driver.log").read_text()
     refused, stale = log.count(f"no longer held with token {first}\n"), list(_stale_writes(store, sweep_id))
     broken = [*stale, *broken_promises(store, home / "storage", sweep_id, told)]
-    if not (is_taken and goes_on and refused):
+    is_tried = refused > 0 if "runner" in asleep else is_ended
+    if not (is_taken and goes_on and is_tried):
         broken.append(
-            f"{sweep_id}: taken over: {is_taken}, went on beside the woken: {goes_on}, "
-            f"refusals of what that wrote: {refused}: nothing was tried"
+            f"{sweep_id}: taken over: {is_taken}, went on beside the woken: {goes_on}, ended by its runner: "
+            f"{is_ended}, refusals of what it wrote: {refused}; asleep were {', '.join(asleep)}"
         )
-    return {"refused": refused, "stale": stale, "broken": broken}
+    return {"ended": is_ended, "refused": refused, "stale": stale, "broken": broken}
 
 
 def _stale_writes(store: Store, sweep_id: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from few_images import cut_few_images
 from care_sweep.client import Client
 from care_sweep.errors import ServiceError
 from care_sweep.layout import trial_prefix
-from care_sweep.run.conductor import MAX_LOSSES
+from care_sweep.run.open_trials import MAX_LOSSES
 from care_sweep.spec import TrialState
 from care_sweep.store import Store, TrialRecord
 

@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 from ray._private.services import get_webui_url_from_internal_kv
@@ -28,11 +27,11 @@ _WORKER_ENVIRONMENT = {
 
 def await_cluster(address: str) -> None:
     """Return once somebody listens at `address` ("host:port"): a Ray that starts, or is away, comes back."""
-    where = urlsplit(address if "://" in address else f"//{address}")
+    host, _, port = address.rpartition(":")
     has_complained = False
-    while where.port is not None:  # as in "auto", which Ray finds out itself
+    while True:
         try:
-            socket.create_connection((where.hostname, where.port), timeout=5).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             if not has_complained:
                 _LOG.info("waiting for Ray at %s: %s", address, error)

@@ -7,7 +7,6 @@ then may the trial go on; whatever dies in between, a new conductor rebuilt from
 import logging
 import math
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from care_sweep.errors import DatabaseUnavailable
 from care_sweep.layout import discard_training_states, trial_prefix
 from care_sweep.run.holdups import HoldUps
 from care_sweep.run.keeping import KeptCheckpoints
+from care_sweep.run.open_trials import OpenTrial, OpenTrials
 from care_sweep.run.room import Room
 from care_sweep.run.searching import Searching
 from care_sweep.run.spending import SPENT, Spending
@@ -24,7 +24,6 @@ from care_sweep.spec import (
     Measurement,
     Place,
     Scalar,
-    Spot,
     SweepSpec,
     SweepState,
     TrialConfig,
@@ -33,15 +32,10 @@ from care_sweep.spec import (
 from care_sweep.storage import Storage
 from care_sweep.store import DemandRecord, Lease, Store, TrialRecord
 
-__all__ = ["MAX_LOSSES", "Assignment", "Conductor"]
+__all__ = ["Assignment", "Conductor"]
 
 _LOG = logging.getLogger(__name__)
 
-MAX_LOSSES = 4
-"""So many attempts of a trial may be lost with their worker or for want of memory before it has failed; its
-own failures are final."""
-
-_BACKOFF_SECONDS = 2.0  # before the second attempt; twice as long before each further one
 _LOOK_SECONDS = 0.5
 _WORKER_LOST = "worker lost"
 _OUT_OF_MEMORY = "out of memory"
@@ -66,19 +60,6 @@ class Assignment:
     prefix: str
     last_epoch: int
     gpus: float
-
-
-@dataclass
-class _OpenTrial:
-    parameters: Mapping[str, Scalar]
-    is_baseline: bool
-    attempt: int
-    last_epoch: int = 0
-    num_losses: int = 0
-    wants_memory: bool = False
-    last_value: float | None = None
-    not_before: float = 0.0
-    spot: Spot | None = None
 
 
 class Conductor:
@@ -107,7 +88,8 @@ class Conductor:
         self.spec: SweepSpec = sweep.spec
         self.gpus_per_trial = 0.0
         self.gpus_noted = sweep.gpus_per_trial
-        self.room = Room(self._places, clock)
+        self._open = OpenTrials()
+        self.room = Room(self._open.places, clock)
         self._store = store
         self._lease = lease
         self._storage = storage
@@ -120,8 +102,6 @@ class Conductor:
         self._enqueued: dict[int, Mapping[str, Scalar]] = {}
         self._stop_requested: frozenset[int] = frozenset()
         self._checkpoints = KeptCheckpoints(lease, storage, num_checkpoints_kept)
-        self._open: dict[int, _OpenTrial] = {}
-        self._again: deque[int] = deque()
         self._num_started = 0
         self._num_ended = 0
         self._cut: str | None = None
@@ -193,7 +173,7 @@ class Conductor:
 
     @property
     def num_running(self) -> int:
-        return len(self._open) - len(self._again)
+        return self._open.num_running
 
     @property
     def num_ended(self) -> int:
@@ -240,10 +220,9 @@ class Conductor:
         self.revision, self._state, self.spec = wishes.revision, wishes.state, wishes.spec
         self._enqueued = dict(wishes.enqueued)
         self._stop_requested = wishes.stop_requested
-        for number in [number for number in self._again if number in wishes.stop_requested]:
-            self._again.remove(number)
-            self._lease.finish_trial(number, TrialState.CANCELLED, reason=_STOPPED)
-            self._close(number, TrialState.CANCELLED, None)
+        for number in self._open.waiting:
+            if number in wishes.stop_requested:
+                self._cancel(number, _STOPPED)
 
     def next(self) -> Assignment | None:
         """The next attempt to run, stored as RUNNING; None when there is nothing to start now.
@@ -256,10 +235,8 @@ class Conductor:
             return None
         if self.is_paused or self._is_handing_over or self.is_held_up:
             return None
-        ready = next((n for n in self._again if self._open[n].not_before <= self._clock()), None)
+        ready = self._open.go_on(self._clock())
         if ready is not None:
-            self._again.remove(ready)
-            self._open[ready].attempt += 1
             return self._start(ready)
         if self.is_draining or self._num_started >= self.spec.num_trials:
             return None
@@ -280,7 +257,8 @@ class Conductor:
         self.look()
         trial = self._open[number]
         if measurement.epoch <= trial.last_epoch:
-            return False  # an attempt that found no training state retraces epochs that are stored
+            self._retraced(number, trial)
+            return not self.runs(number, attempt)
         value = measurement.metrics.get(self.spec.metric)
         state, reason = self._verdict(number, trial, measurement.epoch, value)
         final = value if state is TrialState.COMPLETE else None
@@ -292,8 +270,7 @@ class Conductor:
             self._note_checkpoint(number, final, trial.is_baseline, measurement.checkpoint)
             self._checkpoints.drop_surplus()
         elif interruption := self._interruption(trial):
-            self._lease.interrupt_trial(number, reason=interruption)
-            self._again.append(number)
+            self._interrupt(number, interruption)
         return not self.runs(number, attempt)
 
     def failed(
@@ -327,34 +304,26 @@ class Conductor:
         """The attempt ended, and not by the trial's fault: again after a while, up to MAX_LOSSES."""
         if not self.runs(number, attempt):
             return
-        trial = self._open[number]
-        trial.num_losses += 1
-        trial.wants_memory |= reason == _OUT_OF_MEMORY
-        if trial.num_losses < MAX_LOSSES:
-            self._lease.interrupt_trial(number, reason=reason, message=message)
-            self._again.append(number)
-            trial.not_before = self._clock() + _BACKOFF_SECONDS * 2 ** (trial.num_losses - 1)
+        if self._open[number].lose(self._clock(), wanted_memory=reason == _OUT_OF_MEMORY):
+            self._interrupt(number, reason, message)
         else:
             self.failed(number, attempt, reason=reason, message=message)
 
     def runs(self, number: int, attempt: int) -> bool:
         """Whether nothing has been heard yet of how this attempt ended."""
-        waits = number in self._again
-        return number in self._open and self._open[number].attempt == attempt and not waits
+        return self._open.runs(number, attempt)
 
     def displaced(self, number: int, attempt: int, message: str) -> None:
         """The attempt's node was taken away, as somebody meant it to be: again at once, and no loss."""
         if self.runs(number, attempt):
-            self._lease.interrupt_trial(number, reason=_NODE_DRAINED, message=message)
-            self._again.append(number)
+            self._interrupt(number, _NODE_DRAINED, message)
 
     def interrupted(self, number: int, attempt: int, message: str, *, reason: str = "storage") -> None:
         """Something that is not the trial's is to be mended, as a storage that takes no more: the sweep says
         so, pauses and tries again; the trial loses nothing."""
         if not self.runs(number, attempt):
             return
-        self._lease.interrupt_trial(number, reason=reason, message=message)
-        self._again.append(number)
+        self._interrupt(number, reason, message)
         self._hold_ups.trouble(message)
 
     def explain(self, message: str | None) -> None:
@@ -400,13 +369,7 @@ class Conductor:
         )
         self._spending.gpu_seconds += gpu_seconds
 
-    def _places(self) -> Mapping[Spot, int]:
-        """How many trials run where, as far as that is known."""
-        waiting = set(self._again)
-        spots = (trial.spot for number, trial in self._open.items() if number not in waiting)
-        return Counter(spot for spot in spots if spot is not None)
-
-    def _interruption(self, trial: _OpenTrial) -> str | None:
+    def _interruption(self, trial: OpenTrial) -> str | None:
         """Why a trial that has just reported shall wait now, if it shall."""
         if self.is_paused:
             return "paused"
@@ -414,6 +377,22 @@ class Conductor:
             return "handed over"
         gives_way = self.room.gives_way(trial.spot, self.num_running)
         return "preempted" if gives_way else None
+
+    def _interrupt(self, number: int, reason: str, message: str | None = None) -> None:
+        self._lease.interrupt_trial(number, reason=reason, message=message)
+        self._open.wait(number)
+
+    def _cancel(self, number: int, reason: str) -> None:
+        self._lease.finish_trial(number, TrialState.CANCELLED, reason=reason)
+        self._close(number, TrialState.CANCELLED, None)
+
+    def _retraced(self, number: int, trial: OpenTrial) -> None:
+        """An attempt that found no state of the last epoch repeats epochs that are stored. It ends and waits
+        as any other: what it left is gone on from."""
+        if reason := self._why_cancelled(number):
+            self._cancel(number, reason)
+        elif interruption := self._interruption(trial):
+            self._interrupt(number, interruption)
 
     def _start_new(self) -> Assignment:
         number = self._num_started
@@ -426,7 +405,7 @@ class Conductor:
             self._search.enter(number, parameters)
         else:
             parameters = self._search.ask(number)
-        self._open[number] = _OpenTrial(parameters, number < len(baselines), attempt=1)
+        self._open.open(number, OpenTrial(parameters, number < len(baselines), attempt=1))
         self._num_started += 1
         return self._start(number, enqueued_as=point)
 
@@ -446,27 +425,34 @@ class Conductor:
         prefix, gpus = self._trial_prefix(number), self._gpus_of(trial)
         return Assignment(number, trial.attempt, config, prefix, trial.last_epoch, gpus)
 
-    def _gpus_of(self, trial: _OpenTrial) -> float:
+    def _gpus_of(self, trial: OpenTrial) -> float:
         """Where we chose the share of a GPU, a trial to which it was too small gets the whole of one."""
         if self.gpus_per_trial and trial.wants_memory and self.spec.resources.gpus_per_trial == "auto":
             return 1.0
         return self.gpus_per_trial
 
     def _verdict(
-        self, number: int, trial: _OpenTrial, epoch: int, value: float | None
+        self, number: int, trial: OpenTrial, epoch: int, value: float | None
     ) -> tuple[TrialState | None, str | None]:
         """How the trial ends here, if it does, and why."""
         if epoch >= self.spec.epochs:
             assert value is not None, f"the last epoch of trial {number} lacks {self.spec.metric}"
             return TrialState.COMPLETE, None
-        if number in self._stop_requested:
-            return TrialState.CANCELLED, _STOPPED
-        if spent := self.spent:
-            self._cut = spent
-            return TrialState.CANCELLED, spent
+        if reason := self._why_cancelled(number):
+            if not trial.is_baseline and value is not None:
+                self._search.enter_rung(number, epoch, value)  # as a replay of what is stored does
+            return TrialState.CANCELLED, reason
         if trial.is_baseline or value is None or not self._search.stops(number, epoch, value):
             return None, None
         return TrialState.PRUNED, None
+
+    def _why_cancelled(self, number: int) -> str | None:
+        """Why a trial that has just reported ends before its last epoch, if it does and not by its values."""
+        if number in self._stop_requested:
+            return _STOPPED
+        if spent := self.spent:
+            self._cut = spent
+        return spent
 
     def _remember(self, number: int, epoch: int, value: float | None) -> None:
         trial = self._open[number]
@@ -477,7 +463,7 @@ class Conductor:
                 self._search.measured(number, epoch, value)
 
     def _close(self, number: int, state: TrialState, value: float | None) -> None:
-        trial = self._open.pop(number)
+        trial = self._open.close(number)
         self._num_ended += 1
         discard_training_states(self._storage, self._trial_prefix(number))
         if not trial.is_baseline:
@@ -491,11 +477,10 @@ class Conductor:
             self._checkpoints.add(CompleteTrial(number, value, is_baseline, key))
 
     def _give_up_waiting(self) -> None:
-        self._cut = self.spent if self._again else self._cut
-        while self._again:
-            number = self._again.popleft()
-            self._lease.finish_trial(number, TrialState.CANCELLED, reason=self.spent)
-            self._close(number, TrialState.CANCELLED, None)
+        if spent := self.spent:
+            for number in self._open.waiting:
+                self._cut = spent
+                self._cancel(number, spent)
 
     def _trial_prefix(self, number: int) -> str:
         return trial_prefix(self._lease.sweep_id, number)
@@ -504,7 +489,7 @@ class Conductor:
         curves = store.curves(self._lease.sweep_id, self.spec.metric)
         for record in store.trials(self._lease.sweep_id).items:
             self._replay_trial(record, curves.get(record.number, {}))
-        for number, trial in self._open.items():
+        for number, trial in self._open:
             attempts = store.attempts(self._lease.sweep_id, number)
             trial.num_losses = sum(attempt.reason in _LOSSES for attempt in attempts)
             trial.wants_memory = any(attempt.reason == _OUT_OF_MEMORY for attempt in attempts)
@@ -518,12 +503,13 @@ class Conductor:
         if record.state is TrialState.CANCELLED and record.reason in SPENT:
             self._was_cut = record.reason
         if not record.state.is_terminal:
-            self._open[record.number] = _OpenTrial(
+            trial = OpenTrial(
                 record.parameters,
                 record.is_baseline,
                 record.attempt,
                 record.last_epoch,
                 last_value=last_value,
             )
-            self._again.append(record.number)
+            self._open.open(record.number, trial)
+            self._open.wait(record.number)
             _LOG.info("trial %d goes on after epoch %d", record.number, record.last_epoch)

@@ -46,10 +46,10 @@ def main(work: "_Work | None" = None) -> int:
     order = await_order()
     if order is None:
         os._exit(0)  # at once, and not beside a thread that may be loading
-    settings = Settings.from_environment()
-    store = Store(open_database(settings.database_url))
-    lease = Lease(store.engine, order.sweep_id, order.fencing_token, store.clock, persist=outlast)
     try:
+        settings = Settings.from_environment()
+        store = Store(outlast(lambda: open_database(settings.database_url)))
+        lease = Lease(store.engine, order.sweep_id, order.fencing_token, store.clock, persist=outlast)
         drive(store, lease, settings, order.runner, loading, work)
     except LeaseLost as error:
         _LOG.warning("%s", error)
@@ -138,7 +138,8 @@ def _finish(store: Store, lease: Lease, conductor: "Conductor") -> None:
     elif counts.get(TrialState.COMPLETE):
         finish(SweepState.SUCCEEDED)
     else:
-        message = "every trial failed: `care-sweep logs` shows why"
+        kinds = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
+        message = f"no trial completed ({kinds}): `care-sweep logs` shows why"
         finish(SweepState.FAILED, reason="no complete trial", message=message)
 
 

@@ -38,6 +38,8 @@ class HoldUps:
         """Something is to be mended: nothing is tried for a while, longer each time."""
         self._trouble = message
         self._tell()
+        if self.is_paused:  # another trial met the same
+            return
         doubled = 2 * self._pause_seconds
         self._pause_seconds = min(max(doubled, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
         self._paused_until = self._clock() + self._pause_seconds

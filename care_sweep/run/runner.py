@@ -9,17 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
 
-from care_sweep.errors import ClusterExposed, DatabaseUnavailable, InvalidDocument, LeaseLost, StorageError
-from care_sweep.layout import discard_all, discard_training_states, sweep_prefix
+from care_sweep.errors import ClusterExposed, DatabaseUnavailable, InvalidDocument, LeaseLost
 from care_sweep.log_lines import begin_logging
 from care_sweep.run.cluster import await_cluster, connect, describe
 from care_sweep.run.driver import LEASE_LOST
+from care_sweep.run.holders import Doubt, Holders
+from care_sweep.run.leftovers import DriverLog, Leftovers
 from care_sweep.run.patience import Complaints, outlast
 from care_sweep.run.starting import Order, Starter
 from care_sweep.run.tidying import tidy_up
@@ -29,21 +28,6 @@ from care_sweep.storage import open_storage
 from care_sweep.store import HoldRecord, Lease, Store, open_database
 
 __all__ = ["Runner", "main"]
-
-LEASE_SECONDS = 15.0
-"""A lease has run out once its counter stood still this long on the observer's own monotonic clock."""
-
-_BLIND_SECONDS = 5.0
-"""Who saw nothing for so long, since the database was away or it slept itself, observes anew."""
-
-_LATE_SECONDS = LEASE_SECONDS / 2
-"""Who renews every 2 s and has not for so long may be gone."""
-
-_CANCELLED_SECONDS = 5.0
-"""A holder that does not end a cancelled sweep in this time is not waited for any longer."""
-
-_LATE_WRITE_SECONDS = 30.0
-"""By then Ray has ended the workers of a driver that has gone."""
 
 _HANG_SECONDS = 60.0  # of a driver of one's own, whose process is there and may be slow to start
 _POLL_SECONDS = 0.5
@@ -56,7 +40,11 @@ start of a driver and of its workers."""
 _FREE_PLACE_SECONDS = 5.0
 """In this time another runner that has a place takes a waiting sweep."""
 
-_MAX_DEATHS = 4  # of a sweep's drivers in a row, with no measurement between them
+_REST_SECONDS = (0.0, 5.0, 20.0)
+"""Before a sweep's next driver after so many have died in a row with no measurement between them; one more
+death ends the sweep. What fails at once may be mended in a moment, as a database that takes no connection."""
+
+_NO_START_SECONDS = 15.0  # before the next try, where this machine could not start a driver
 _LOG = logging.getLogger("care_sweep.runner")
 
 
@@ -65,27 +53,8 @@ class _Driver:
     sweep: HoldRecord  # as last seen
     lease: Lease
     process: "subprocess.Popen[bytes]"
-    log: Path
-    log_key: str
+    log: DriverLog
     is_asked: bool = False  # to give way
-
-
-@dataclass
-class _Observation:
-    """A counter that this runner has seen stand, from when on, and when last."""
-
-    counter: int
-    since: float
-    seen_at: float
-    has_moved: bool
-
-
-class _Doubt(Enum):
-    """Has a sweep that another held lost its holder?"""
-
-    NONE = auto()
-    PERHAPS = auto()
-    GONE = auto()
 
 
 @dataclass
@@ -99,7 +68,8 @@ class Runner:
     """Claims waiting and abandoned sweeps, and ends those that are cancelled. Used from one thread.
 
     It drives so many at once as the settings say; their drivers divide the cluster, for Ray does not.
-    `driver` is the command of a process that drives one, and waits until it is told which.
+    `driver` is the command of a process that drives one, and waits until it is told which. What drivers leave
+    is put away by `leftovers`, which may be tended from another thread.
     """
 
     settings: Settings
@@ -109,12 +79,13 @@ class Runner:
     driver: Sequence[str] = (sys.executable, "-m", "care_sweep.run.driver")
 
     def __post_init__(self) -> None:
+        storage = open_storage(self.settings.storage_uri)
+        self.leftovers = Leftovers(storage, self.store, self.settings.home, self.monotonic)
         self._starter = Starter(self.driver, self.monotonic)
-        self._storage = open_storage(self.settings.storage_uri)
+        self._holders = Holders(self.store.ping, self.monotonic)
         self._drivers: dict[str, _Driver] = {}
-        self._observed: dict[str, _Observation] = {}
         self._deaths: dict[str, _Deaths] = {}
-        self._left: deque[tuple[float, str]] = deque()
+        self._not_before: dict[str, float] = {}  # sweeps that rest before their next driver
         self._crowded_since: float | None = None
         self._placed_since: dict[str, float] = {}  # sweeps, by driver after driver
 
@@ -127,20 +98,23 @@ class Runner:
         """
         for driver in list(self._drivers.values()):
             self._look_after(driver)
-        self._discard_late_writes()
         num_doubtful = num_orphaned = 0
-        for sweep in self.store.holds():
+        holds = self.store.holds()
+        self._forget_all_but({sweep.id for sweep in holds if sweep.lease_owner in (None, self.name)})
+        self._holders.keep_only(sweep.id for sweep in holds)
+        for sweep in holds:
             if sweep.id in self._drivers:
                 continue
-            doubt = self._doubt(sweep)
-            if doubt is _Doubt.GONE and (self._has_room() or _needs_no_driver(sweep)):
+            doubt = self._holders.doubt(sweep)
+            if doubt is Doubt.GONE and self._may_claim(sweep):
                 self._claim(sweep)
-            elif doubt is not _Doubt.NONE:
+            elif doubt is not Doubt.NONE:
                 num_doubtful += 1
-                num_orphaned += doubt is _Doubt.GONE
+                num_orphaned += doubt is Doubt.GONE
         num_places = self.settings.max_active_sweeps
         num_free = max(0, num_places - len(self._drivers) - num_doubtful)
-        waiting = self.store.queued(limit=num_places)
+        queued = self.store.queued(limit=num_places + len(self._drivers))
+        waiting = [sweep for sweep in queued if sweep.id not in self._drivers][:num_places]
         for sweep in waiting[:num_free]:
             self._claim(sweep)
         self._make_room(num_orphaned + len(waiting[num_free:]))
@@ -150,12 +124,12 @@ class Runner:
     def close(self) -> None:
         """End the drivers and let go of their sweeps, which go on when a runner claims them again."""
         self._starter.close()
-        for driver in self._drivers.values():
-            self._kill(driver)
+        drivers = list(self._drivers.values())
+        _end([driver.process for driver in drivers])
+        for driver in drivers:
             with contextlib.suppress(LeaseLost, DatabaseUnavailable):  # then its lease runs out
                 driver.lease.release()
-            self._keep_log(driver)
-        self._drivers.clear()
+            self._forget(driver)
 
     def _make_room(self, num_waiting: int) -> None:
         """Ask as many drivers to give way: who had a place longest for its priority, and at least its time.
@@ -182,30 +156,11 @@ class Runner:
     def _has_room(self) -> bool:
         return len(self._drivers) < self.settings.max_active_sweeps
 
-    def _doubt(self, sweep: HoldRecord) -> "_Doubt":
-        """Whether a sweep that others held has lost its holder."""
-        if sweep.lease_owner is None:
-            return _Doubt.GONE
-        patience = _CANCELLED_SECONDS if sweep.is_cancelled else LEASE_SECONDS
-        if self._has_run_out(sweep, patience):
-            return _Doubt.GONE
-        seen = self._observed[sweep.id]
-        is_late = self.monotonic() - seen.since > _LATE_SECONDS
-        return _Doubt.PERHAPS if is_late or not seen.has_moved else _Doubt.NONE
-
-    def _has_run_out(self, sweep: HoldRecord, seconds: float) -> bool:
-        """Whether this runner saw the sweep's counter stand still for so long, though it could have moved."""
-        seen = self._observed.get(sweep.id)
-        stood = seen is not None and seen.counter == sweep.lease_counter
-        if seen is not None and stood and self.monotonic() - seen.since > seconds / 3:
-            self.store.ping()  # where nobody can write, nobody can renew
-        now = self.monotonic()
-        if seen is None or not stood or now - seen.seen_at > _BLIND_SECONDS:
-            has_moved = seen is not None and not stood
-            self._observed[sweep.id] = _Observation(sweep.lease_counter, now, now, has_moved)
-            return False
-        seen.seen_at = now
-        return now - seen.since >= seconds
+    def _may_claim(self, sweep: HoldRecord) -> bool:
+        """Of a sweep that nobody holds: there is a place for its driver, or it needs none."""
+        if sweep.is_cancelled or sweep.state is SweepState.PAUSED:  # only to be ended, or to be let go of
+            return True
+        return self._has_room() and self.monotonic() >= self._not_before.get(sweep.id, 0.0)
 
     def _claim(self, sweep: HoldRecord) -> None:
         lease = self.store.claim(sweep, self.name)
@@ -213,76 +168,83 @@ class Runner:
             self._begin(sweep, lease)
 
     def _begin(self, sweep: HoldRecord, lease: Lease) -> None:
-        self._observed.pop(sweep.id, None)
+        self._holders.forget(sweep.id)
         if sweep.state is SweepState.PAUSED:
             lease.release(reason="paused")
             return
         if sweep.is_cancelled:
             lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
-            discard_training_states(self._storage, sweep_prefix(sweep.id))
-            self._left.append((self.monotonic(), sweep.id))
+            self.leftovers.sweep_cancelled(sweep.id)
             return
-        log, log_key = self._log_of(lease)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        process = self._starter.start(Order(sweep.id, lease.token, str(log), os.getpid()))
-        self._drivers[sweep.id] = _Driver(sweep, lease, process, log, log_key)
+        log = self.leftovers.log_of(sweep.id, lease.token)
+        try:
+            log.path.parent.mkdir(parents=True, exist_ok=True)
+            process = self._starter.start(Order(sweep.id, lease.token, str(log.path), os.getpid()))
+        except OSError as error:
+            self._let_go(lease, f"no driver could be started on {socket.gethostname()}: {error.strerror}")
+            return
+        self._drivers[sweep.id] = _Driver(sweep, lease, process, log)
         if sweep.state is SweepState.QUEUED or sweep.id not in self._placed_since:
             self._placed_since[sweep.id] = self.monotonic()
         _LOG.info("sweep %s is driven by process %d", sweep.id, process.pid)
 
+    def _let_go(self, lease: Lease, message: str) -> None:
+        """Another runner may have more luck; this one tries again later."""
+        _LOG.error("sweep %s: %s", lease.sweep_id, message)
+        self._not_before[lease.sweep_id] = self.monotonic() + _NO_START_SECONDS
+        with contextlib.suppress(LeaseLost):
+            lease.explain(message)
+            lease.release()
+
     def _look_after(self, driver: _Driver) -> None:
         status = driver.process.poll()
         sweep = self.store.hold(driver.lease.sweep_id)
-        if sweep is None:  # cancelled and deleted before its driver had noticed
-            self._kill(driver)
+        if sweep is None or (status is None and sweep.fencing_token != driver.lease.token):
+            _end([driver.process])  # deleted before its driver had noticed, or another runner's
             self._forget(driver)
             return
         driver.sweep = sweep
         if status is None:
             if sweep.is_cancelled:
                 self._cancel(driver)
-                self._forget(driver)
-            elif self._has_run_out(sweep, _HANG_SECONDS):
+            elif self._holders.has_run_out(sweep, _HANG_SECONDS):
                 _LOG.warning("the driver of sweep %s hangs: it has not renewed its lease", sweep.id)
-                self._kill(driver)  # the next look replaces it
+                _end([driver.process])  # the next look replaces it
             return
-        self._forget(driver, keeps_place=sweep.state is SweepState.RUNNING and status != LEASE_LOST)
         if sweep.state.is_terminal or status in (0, LEASE_LOST):
             self._deaths.pop(sweep.id, None)
         elif sweep.is_cancelled:
             self._cancel(driver)
+            return
         elif sweep.state is SweepState.PAUSED:
             with contextlib.suppress(LeaseLost):
                 driver.lease.release(reason="paused")
         else:
             self._replace(driver, status)
+        self._forget(driver, keeps_place=sweep.state is SweepState.RUNNING and status != LEASE_LOST)
 
     def _forget(self, driver: _Driver, *, keeps_place: bool = False) -> None:
-        """It has ended; its workers may not have, and what they still write is looked for later."""
+        """It has ended."""
+        sweep_id = driver.lease.sweep_id
         if not keeps_place:
-            self._placed_since.pop(driver.lease.sweep_id, None)
-        self._drivers.pop(driver.lease.sweep_id, None)
-        self._observed.pop(driver.lease.sweep_id, None)
-        self._left.append((self.monotonic(), driver.lease.sweep_id))
-        self._keep_log(driver)
+            self._placed_since.pop(sweep_id, None)
+        self._drivers.pop(sweep_id, None)
+        self._holders.forget(sweep_id)
+        self.leftovers.driver_ended(sweep_id, driver.log)
 
-    def _discard_late_writes(self) -> None:
-        """Of what workers wrote after their driver's end, delete what nobody wants any more."""
-        while self._left and self.monotonic() - self._left[0][0] > _LATE_WRITE_SECONDS:
-            _, sweep_id = self._left[0]
-            sweep = self.store.hold(sweep_id)
-            self._left.popleft()  # not before: the database may be away
-            if sweep is None:
-                discard_all(self._storage, sweep_id)
-            elif sweep.state.is_terminal:
-                discard_training_states(self._storage, sweep_prefix(sweep_id))
+    def _forget_all_but(self, sweep_ids: set[str]) -> None:
+        """What was noted of sweeps that have ended, stand still, or are another runner's now."""
+        for notes in (self._deaths, self._not_before, self._placed_since):
+            for sweep_id in notes.keys() - sweep_ids - self._drivers.keys():
+                del notes[sweep_id]
 
     def _cancel(self, driver: _Driver) -> None:
         """Fence the driver off and end it: what it had not stored by now never was."""
         with contextlib.suppress(LeaseLost):
             driver.lease.finish_sweep(SweepState.CANCELLED, reason="cancelled")
-        self._kill(driver)
-        discard_training_states(self._storage, sweep_prefix(driver.lease.sweep_id))
+        _end([driver.process])
+        self.leftovers.sweep_cancelled(driver.lease.sweep_id)
+        self._forget(driver)
         _LOG.info("sweep %s was cancelled", driver.lease.sweep_id)
 
     def _replace(self, driver: _Driver, status: int) -> None:
@@ -292,51 +254,32 @@ class Runner:
         deaths = self._deaths.setdefault(sweep_id, _Deaths(0, measured))
         deaths.count = deaths.count + 1 if deaths.last_measurement == measured else 1
         deaths.last_measurement = measured
-        _LOG.warning("the driver of sweep %s ended with status %d; see %s", sweep_id, status, driver.log)
+        _LOG.warning("the driver of sweep %s ended with status %d; see %s", sweep_id, status, driver.log.path)
         with contextlib.suppress(LeaseLost):
-            if deaths.count < _MAX_DEATHS:
+            if deaths.count <= len(_REST_SECONDS):
+                self._not_before[sweep_id] = self.monotonic() + _REST_SECONDS[deaths.count - 1]
                 driver.lease.release()
             else:
-                message = f"its driver ended {deaths.count} times in a row; {driver.log} ends with: "
-                message += _last_line(driver.log)
+                message = f"its driver ended {deaths.count} times in a row; {driver.log.key} ends with: "
+                message += _last_line(driver.log.path)
                 driver.lease.finish_sweep(SweepState.FAILED, reason="driver failed", message=message)
 
-    def _log_of(self, lease: Lease) -> tuple[Path, str]:
-        """The file that a driver logs to, and its key: its place in a folder, where all drivers append.
 
-        An object store takes each driver's log when it has ended; until then it is a file of the home.
-        """
-        key = f"{sweep_prefix(lease.sweep_id)}/driver.log"
-        place = self._storage.local_path(key)
-        if place is not None:
-            return place, key
-        key = f"{sweep_prefix(lease.sweep_id)}/driver-{lease.token:05d}.log"
-        return self.settings.home / "logs" / key.replace("/", "-"), key
-
-    def _keep_log(self, driver: _Driver) -> None:
-        if self._storage.local_path(driver.log_key) is not None:
-            return
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Ask them to end, and kill with their groups those that have not after a while."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + _KILL_SECONDS
+    for process in processes:
         try:
-            self._storage.put(driver.log_key, driver.log.read_bytes(), overwrite=True)
-        except (StorageError, OSError) as error:
-            _LOG.warning("the driver's log stays in %s: %s", driver.log, error)
-
-    def _kill(self, driver: _Driver) -> None:
-        driver.process.terminate()
-        try:
-            driver.process.wait(_KILL_SECONDS)
+            process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(driver.process.pid, signal.SIGKILL)
-            driver.process.wait()
-
-
-def _needs_no_driver(sweep: HoldRecord) -> bool:
-    """It is only to be let go of, or ended."""
-    return sweep.is_cancelled or sweep.state is SweepState.PAUSED
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").rstrip().splitlines()
+    lines = log.read_text(errors="replace").replace("\0", "\ufffd").rstrip().splitlines()
     return lines[-1][:1000] if lines else "nothing"
 
 
@@ -379,6 +322,9 @@ def main() -> int:
     _end_with_signals(stop)
     threading.Thread(target=_tidy_up, args=(settings, store), name="tidying", daemon=True).start()
     sweeper.start()
+    closed = threading.Event()
+    tending = threading.Thread(target=_tend, args=(runner.leftovers, closed), name="leftovers")
+    tending.start()
     _LOG.info("runner %s is ready", runner.name)
     try:
         _repeat(report, _REPORT_SECONDS, stop, Complaints("the cluster could not be reported"))
@@ -386,6 +332,8 @@ def main() -> int:
         stop.set()
         sweeper.join()
         runner.close()
+        closed.set()
+        tending.join()
     return 2 if exposed.is_set() else 0
 
 
@@ -403,6 +351,14 @@ def _repeat(step: Callable[[], None], seconds: float, stop: threading.Event, com
         else:
             complaints.note(None)
         stop.wait(seconds)
+
+
+def _tend(leftovers: Leftovers, closed: threading.Event) -> None:
+    """Until the runner is closed, and once more for what that has left."""
+    complaints = Complaints("what drivers left could not be put away")
+    _repeat(leftovers.tend, _POLL_SECONDS, closed, complaints)
+    with contextlib.suppress(DatabaseUnavailable):
+        leftovers.tend()
 
 
 def _tidy_up(settings: Settings, store: Store) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -62,7 +63,11 @@ class Starter:
             self._waiting = self._load()
 
     def start(self, order: Order) -> "subprocess.Popen[bytes]":
-        """The process that drives the sweep from now on."""
+        """The process that drives the sweep from now on.
+
+        Raises:
+            OSError: the log cannot be written, or this machine starts no process.
+        """
         self._quiet_since = self._monotonic()
         if self._waiting is not None:
             process, self._waiting = self._waiting, None
@@ -75,7 +80,8 @@ class Starter:
                 return process
         with Path(order.log).open("ab") as log:
             process = self._load(log)
-        _tell(process, order)
+        with suppress(BrokenPipeError):  # it has died, and said why in the log
+            _tell(process, order)
         return process
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
@@ -21,6 +20,7 @@ from care_sweep.run.allotment import Allotment
 from care_sweep.run.conductor import Assignment, Conductor
 from care_sweep.run.nodes import Nodes
 from care_sweep.run.packing import choose_gpus
+from care_sweep.run.scratch import scratch_folder
 from care_sweep.run.versions import await_same_version, own_version
 from care_sweep.run.worker import run_attempt
 from care_sweep.settings import Settings
@@ -68,8 +68,7 @@ def _run(
     """One run of Ray Tune: until the sweep has no more trials, or no share."""
     cpus = conductor.spec.resources.cpus_per_trial
     searcher = _ConductedSearcher(conductor, allotment, settings)
-    settings.scratch_directory.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=settings.scratch_directory, ignore_cleanup_errors=True) as scratch:
+    with scratch_folder(settings.scratch_directory, "tune-") as scratch:
         tune.Tuner(
             tune.with_resources(work, functools.partial(_bundle, cpus)),
             tune_config=tune.TuneConfig(
@@ -80,7 +79,7 @@ def _run(
             ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the conductor attempts again
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0),

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +115,6 @@ def _train(order: Mapping[str, Any], place: Workplace) -> None:
         _LOG.info("configuration: %s", config.model_dump_json())
         if 0 < order["gpus"] < 1:
             keep_to_share(order["gpus"], default_device())
-        state = place.training_state(order["last_epoch"])
-        _LOG.info("goes on from %s", state) if state else _LOG.info("begins anew")
         data = _dataset(
             config.dataset,
             config.resize,
@@ -131,11 +130,13 @@ def _train(order: Mapping[str, Any], place: Workplace) -> None:
             directory=place.directory,
             num_devices=max(1, int(order["gpus"])),
         )
-        try:
-            train_here(resume_from=state)
-        except StateDamaged as error:  # what the driver has heard already it leaves aside
-            _LOG.warning("%s: begins anew", error)
-            train_here()
+        for state in chain(place.training_states(order["last_epoch"]), [None]):
+            _LOG.info("goes on from %s", state) if state else _LOG.info("begins anew")
+            try:
+                train_here(resume_from=state)
+                break
+            except StateDamaged as error:  # what the driver has heard already it leaves aside
+                _LOG.warning("%s", error)
     except Exception:
         _LOG.exception("trial %d failed", order["number"])
         raise
@@ -188,17 +189,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report_loss(reason: str, error: Exception) -> None:
-    tune.report({"loss": json.dumps({"reason": reason, "message": str(error)[:4000]})})
+    tune.report({"loss": json.dumps({"reason": reason, "message": _storable(str(error))})})
 
 
 def _report_failure(reason: str, error: Exception, measurement: Measurement | None = None) -> None:
     named = "" if isinstance(error, CareSweepError) else f"{type(error).__name__}: "
-    message = f"{named}{error}"[:4000].replace("\0", "\ufffd")  # PostgreSQL keeps no NUL
-    message = message.encode(errors="replace").decode()
-    report = {"failure": json.dumps({"reason": reason, "message": message})}
+    report = {"failure": json.dumps({"reason": reason, "message": _storable(f"{named}{error}")})}
     if measurement is not None:
         report["measurement"] = measurement.model_dump_json()
     tune.report(report)
+
+
+def _storable(message: str) -> str:
+    """What of it a database keeps: PostgreSQL no NUL, and none a surrogate."""
+    return message[:4000].replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 @contextmanager

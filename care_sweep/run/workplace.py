@@ -4,19 +4,25 @@ Where the storage is a folder, an attempt works in its place there and nothing i
 object store, it works in scratch on its own node, and each epoch's files are uploaded before the report.
 """
 
-import fcntl
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 
 from care_sweep.errors import StorageError
-from care_sweep.layout import LOG_NAME, attempt_of, attempt_prefix, discard, state_name, training_states
+from care_sweep.layout import (
+    LOG_NAME,
+    attempt_of,
+    attempt_prefix,
+    discard,
+    epoch_of,
+    state_name,
+    training_states,
+)
+from care_sweep.run.scratch import scratch_folder
 from care_sweep.spec import Measurement
 from care_sweep.storage import Storage
 from care_sweep.storage.durable import make_folder_durably
@@ -24,7 +30,6 @@ from care_sweep.storage.durable import make_folder_durably
 __all__ = ["Workplace", "workplace"]
 
 _LOG = logging.getLogger("care_sweep.trial")
-_LOCK_NAME = ".lock"
 _LOOK_SECONDS = 1.0  # at the log: what grew is uploaded
 _UPLOAD_SHARE = 0.05  # of the time, at most: each upload is of the whole log
 
@@ -41,18 +46,20 @@ class Workplace:
     attempt: str
     directory: Path
 
-    def training_state(self, epoch: int) -> Path | None:
-        """The training state after an epoch, of the latest attempt before this that left it.
+    def training_states(self, epoch: int) -> Iterator[Path]:
+        """The training state to go on from, and the next best, for a state may be damaged: the two latest up
+        to an epoch that attempts before this have left.
 
-        All others before this attempt are deleted. There may be later ones: this may be what is left of one
+        All others of them are deleted. There may be those of later attempts: this may be what is left of one
         that was given up.
         """
-        number, name = attempt_of(self.attempt), "/" + state_name(epoch)
+        number = attempt_of(self.attempt)
         states = [one for one in training_states(self.storage, self.trial) if attempt_of(one) < number]
-        key = max((one for one in states if one.endswith(name)), key=attempt_of, default=None)
-        others = [one for one in states if one != key]
+        states.sort(key=lambda one: (epoch_of(one), attempt_of(one)), reverse=True)
+        kept = [one for one in states if epoch_of(one) <= epoch][:2]
+        others = [one for one in states if one not in kept]
         discard(self.storage, others, f"training states below {self.trial}")
-        return None if key is None else self._fetch(key)
+        return map(self._fetch, kept)
 
     def before_report(self, measurement: Measurement) -> None:
         """Have what the measurement stands on durable in the storage, its checkpoint first."""
@@ -128,27 +135,7 @@ def workplace(
         make_folder_durably(directory)
         yield Workplace(storage, trial, attempt, directory)
         return
-    with _scratch(scratch_directory) as scratch:
+    with scratch_folder(scratch_directory, "attempt-") as scratch:
         place = _Remote(storage, trial, attempt, scratch)
         with place.log_uploaded():
             yield place
-
-
-@contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    """A folder for the length of a `with`. Those of killed processes, whose lock nobody holds, go first."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with (parent / "lock").open("a") as making:
-        fcntl.flock(making, fcntl.LOCK_EX)
-        for left in parent.glob("attempt-*"):
-            with suppress(OSError), (left / _LOCK_NAME).open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-        scratch = Path(mkdtemp(prefix="attempt-", dir=parent))
-        held = (scratch / _LOCK_NAME).open("a")
-        fcntl.flock(held, fcntl.LOCK_EX)
-    try:
-        yield scratch
-    finally:
-        held.close()
-        shutil.rmtree(scratch, ignore_errors=True)

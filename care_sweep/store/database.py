@@ -124,6 +124,8 @@ def _opening(url: str) -> Iterator[URL]:
     try:
         with told():
             address = make_url(url)
+            if address.get_backend_name() not in ("sqlite", "postgresql"):
+                raise ArgumentError("it is neither SQLite nor PostgreSQL")
             if address.drivername == "postgresql":  # SQLAlchemy 2.0 would take another driver for it
                 address = address.set(drivername="postgresql+psycopg")
             yield address
@@ -223,7 +225,7 @@ def schema_version(connection: Connection) -> str | None:
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, ImportError):
-        return "; install the driver of that database beside care-sweep"
+        return "; install care-sweep[postgresql]"
     if isinstance(error, ArgumentError):
         return "; write sqlite:////folder/store.db or postgresql://user:password@host/name"
     if isinstance(error, DatabaseUnavailable):

@@ -9,7 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, func, insert, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Engine, case, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import DatabaseBusy, NotFound, RequestUnderWay
@@ -139,10 +139,13 @@ class Store:
     def queued(self, limit: int) -> Sequence[HoldRecord]:
         """The sweeps that wait to be claimed for the first time or again: who has waited longest comes first.
 
-        A sweep waits as many times faster as its priority says, so that none waits for ever.
+        A sweep waits as many times faster as its priority says, so that none waits for ever. Where this
+        clock is behind the one that told when they were queued, it is now when the last one was.
         """
-        waited = (self.clock() - sweeps.c.queued_at) * sweeps.c.priority
-        return self._holds(sweeps.c.state == SweepState.QUEUED, limit, waited.desc())
+        is_queued = sweeps.c.state == SweepState.QUEUED
+        last = select(func.max(sweeps.c.queued_at)).where(is_queued).scalar_subquery()
+        now = case((last > self.clock(), last), else_=self.clock())
+        return self._holds(is_queued, limit, ((now - sweeps.c.queued_at) * sweeps.c.priority).desc())
 
     def hold(self, sweep_id: str) -> HoldRecord | None:
         """Who holds one sweep; None where there is none such."""
@@ -436,7 +439,7 @@ class Store:
             return int(connection.execute(query).scalar_one())
 
     def ping(self) -> None:
-        """Return if the database answers and can be written; raises what SQLAlchemy raises otherwise."""
+        """Return if the database answers and can be written. Raises DatabaseUnavailable otherwise."""
         with writing(self.engine) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 

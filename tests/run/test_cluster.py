@@ -4,8 +4,6 @@ import socket
 import threading
 import time
 
-import pytest
-
 from care_sweep.run.cluster import await_cluster
 
 
@@ -20,8 +18,3 @@ def test_a_cluster_that_starts_later_is_waited_for() -> None:
         listener.listen()
         waiting.join(timeout=30)
         assert not waiting.is_alive()
-
-
-@pytest.mark.parametrize("address", ["auto", "local"])
-def test_what_names_no_port_is_left_to_ray(address: str) -> None:
-    await_cluster(address)

@@ -9,7 +9,8 @@ import pytest
 from conducting import EPOCHS, Sweep, measure, next_of, run, told
 
 from care_sweep.errors import LeaseLost, StorageError
-from care_sweep.run.conductor import MAX_LOSSES, Assignment, Conductor
+from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.open_trials import MAX_LOSSES
 from care_sweep.search.study import Study
 from care_sweep.spec import Measurement, Place, SweepState, TrialState
 from care_sweep.store import Lease
@@ -361,6 +362,17 @@ def test_a_full_disk_pauses_the_sweep_and_costs_no_trial(make_sweep: Callable[..
     assert sweep.store.sweep(sweep.id).message is None
     assert run(conductor, replace(trial, last_epoch=1), 0.5) == EPOCHS
     assert sweep.store.trial(sweep.id, trial.number).state is TrialState.COMPLETE
+
+
+def test_trials_that_meet_the_same_trouble_at_once_pause_the_sweep_once(
+    make_sweep: Callable[..., Sweep],
+) -> None:
+    sweep = make_sweep(max_concurrent_trials=4)
+    conductor = sweep.conduct()
+    for trial in [next_of(conductor) for _ in range(4)]:
+        conductor.interrupted(trial.number, trial.attempt, "/storage: No space left on device")
+    sweep.clock.now += 5
+    next_of(conductor)
 
 
 def test_a_failed_point_teaches_the_search_nothing(make_sweep: Callable[..., Sweep]) -> None:

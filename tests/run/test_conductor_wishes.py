@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import pytest
 from conducting import EPOCHS, Sweep, measure, next_of, run, told
 
+from care_sweep.run.conductor import Assignment, Conductor
 from care_sweep.spec import Measurement, TrialState
 
 
@@ -80,6 +82,60 @@ def test_one_trial_can_be_stopped(make_sweep: Callable[..., Sweep]) -> None:
     assert told(conductor) == [], "nothing is learnt of points whose trials a user stopped"
     sweep.clock.now += 10
     assert next_of(conductor).number == 3
+
+
+def _retracing(sweep: Sweep) -> tuple[Conductor, Assignment]:
+    """A trial measured up to its third epoch, whose next attempt has found no state and begins anew."""
+    conductor = sweep.conduct()
+    trial = next_of(conductor)
+    for epoch in (1, 2, 3):
+        measure(conductor, trial, epoch, 0.5)
+    conductor.lost(trial.number, trial.attempt, "its process died")
+    sweep.clock.now += 10
+    return conductor, next_of(conductor)
+
+
+@pytest.mark.parametrize("wish", ["pause", "stop_trial", "hand over", "budget"])
+def test_who_retraces_stored_epochs_hears_wishes_too(make_sweep: Callable[..., Sweep], wish: str) -> None:
+    sweep = make_sweep(early_stopping="none", budget={"max_seconds": 60})
+    conductor, trial = _retracing(sweep)
+    assert not measure(conductor, trial, 1, 0.5)
+    if wish == "pause":
+        sweep.store.control.pause(sweep.id)
+    elif wish == "stop_trial":
+        sweep.store.control.stop_trial(sweep.id, trial.number)
+    elif wish == "hand over":
+        conductor.hand_over()
+    else:
+        sweep.clock.now += 61
+    _wait(sweep)
+    assert measure(conductor, trial, 2, 0.5)
+    record = sweep.store.trial(sweep.id, trial.number)
+    cancels = wish in ("stop_trial", "budget")
+    assert record.state is (TrialState.CANCELLED if cancels else TrialState.WAITING)
+    assert record.last_epoch == 3, "nothing that was measured is lost"
+
+
+def test_a_stopped_trial_counts_in_its_rung_as_a_replay_has_it(make_sweep: Callable[..., Sweep]) -> None:
+    """A later trial is judged by the same bar, whether there was a restart in between or not."""
+
+    def later_is_stopped(*, restarts: bool) -> bool:
+        sweep = make_sweep(num_trials=4)
+        conductor = sweep.conduct()
+        next_of(conductor)  # the baseline
+        good, stopped, late = (next_of(conductor) for _ in range(3))
+        measure(conductor, good, 1, 0.5)
+        sweep.store.control.stop_trial(sweep.id, stopped.number)
+        _wait(sweep)
+        assert measure(conductor, stopped, 1, 0.9)
+        if restarts:
+            conductor = sweep.conduct()
+            while late.number != (again := next_of(conductor)).number:
+                pass
+            late = again
+        return measure(conductor, late, 1, 0.4)
+
+    assert later_is_stopped(restarts=False) == later_is_stopped(restarts=True) is True
 
 
 def test_enqueued_points_come_after_baselines_and_are_learnt_from(make_sweep: Callable[..., Sweep]) -> None:

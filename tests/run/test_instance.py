@@ -140,7 +140,7 @@ def test_ray_comes_up_elsewhere_where_another_took_its_port_meanwhile(tmp_path: 
             tried.append(ports if tried else replace(ports, dashboard=taken.getsockname()[1]))
             return ray_command(tried[-1], scratch, 1, None)
 
-        instance.plan_ray(ray_token(tmp_path), command)
+        instance.plan_ray(ray_token(tmp_path), scratch, command)
         try:
             instance.start()
         finally:

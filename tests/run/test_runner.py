@@ -14,7 +14,8 @@ from sqlalchemy import event, update
 
 from care_sweep.errors import DatabaseUnavailable
 from care_sweep.run import runner as runner_module
-from care_sweep.run.runner import LEASE_SECONDS, Runner
+from care_sweep.run.holders import LEASE_SECONDS
+from care_sweep.run.runner import Runner
 from care_sweep.settings import Settings
 from care_sweep.spec import SweepState
 from care_sweep.storage import open_storage
@@ -52,9 +53,13 @@ class Driver:
 class Scene:
     """A runner that looks twice a second at one sweep, which another runner holds or it itself."""
 
-    def __init__(self, home: Path, num_places: int = 1) -> None:
+    def __init__(self, home: Path, num_places: int = 1, storage_uri: str = "") -> None:
         settings = Settings.from_environment(
-            {"CARE_SWEEP_HOME": str(home), "CARE_SWEEP_MAX_ACTIVE_SWEEPS": str(num_places)}
+            {
+                "CARE_SWEEP_HOME": str(home),
+                "CARE_SWEEP_MAX_ACTIVE_SWEEPS": str(num_places),
+                "CARE_SWEEP_STORAGE_URI": storage_uri,
+            }
         )
         self.clock = Clock()
         self.wall = Clock()
@@ -83,6 +88,7 @@ class Scene:
         until = self.clock.now + seconds
         while self.clock.now < until:
             self.runner.step()
+            self.runner.leftovers.tend()
             meanwhile()
             self.clock.now += 0.5
 
@@ -184,6 +190,84 @@ def test_a_driver_that_hangs_is_replaced(scene: Scene) -> None:
     assert scene.store.sweep(scene.sweep_id).fencing_token == 1
     scene.look_for(2)
     assert scene.store.sweep(scene.sweep_id).fencing_token == 2
+
+
+def test_a_driver_whose_sweep_another_runner_has_taken_is_ended(scene: Scene) -> None:
+    """It may hang, and with it hold its place here and its part of the cluster."""
+    scene.look_for(1)
+    (driver,) = scene.drivers()
+    lease = scene.held_by_another()
+    scene.look_for(2, lease.renew)
+    assert driver.process.status == -signal.SIGTERM
+    assert (scene.drivers(), scene.owner) == ([], "another")
+
+
+def test_a_sweep_waits_until_its_last_driver_has_ended(make_scene: Callable[..., Scene]) -> None:
+    """Paused and resumed while that driver still winds down: it is not lost sight of."""
+    scene = make_scene(num_places=2)
+    scene.look_for(1)
+    (old,) = scene.drivers()
+    scene.store.control.pause(scene.sweep_id)
+    old.lease.release(reason="paused")
+    scene.store.control.resume(scene.sweep_id)
+    scene.look_for(2)
+    assert scene.drivers() == [old]
+    old.process.status = 0
+    scene.look_for(2)
+    (new,) = scene.drivers()
+    assert (new.process is old.process, scene.owner) == (False, "ours")
+
+
+def test_drivers_that_die_in_a_row_end_the_sweep_and_not_in_a_moment(scene: Scene) -> None:
+    """What is passing, as a cluster that answers and takes nobody, has passed by then."""
+    began = scene.clock.now
+
+    def die() -> None:
+        for driver in scene.drivers():
+            driver.log.path.write_text("before\nConnectionError: too many clients\0\n")
+            driver.process.status = 1
+
+    scene.look_for(20, die)
+    assert scene.store.sweep(scene.sweep_id).state is SweepState.RUNNING
+    while scene.store.sweep(scene.sweep_id).state is SweepState.RUNNING:
+        scene.look_for(0.5, die)
+    assert 25 <= scene.clock.now - began <= 30
+    sweep = scene.store.sweep(scene.sweep_id)
+    assert (sweep.state, sweep.reason) == (SweepState.FAILED, "driver failed")
+    assert sweep.message == (
+        f"its driver ended 4 times in a row; sweeps/{scene.sweep_id}/driver.log ends with: "
+        "ConnectionError: too many clients\ufffd"
+    )
+
+
+def test_a_sweep_whose_driver_cannot_be_started_says_why_and_holds_up_no_other(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene(num_places=2)
+    other = scene.store.submit(sweep_spec())[0].id
+    place = scene.runner.leftovers.log_of(scene.sweep_id, 1).path.parent
+    place.parent.mkdir(parents=True)
+    place.write_text("in the way")
+    scene.look_for(2, scene.renew)
+    assert [driver.lease.sweep_id for driver in scene.drivers()] == [other]
+    message = scene.store.sweep(scene.sweep_id).message
+    assert message is not None
+    assert message.startswith("no driver could be started on ")
+    assert message.endswith(": File exists")
+    claims = scene.store.sweep(scene.sweep_id).fencing_token
+    place.unlink()
+    scene.look_for(15, scene.renew)
+    assert (scene.owner, scene.store.sweep(scene.sweep_id).fencing_token) == ("ours", claims + 1)
+
+
+def test_nothing_is_noted_of_sweeps_that_others_have_ended(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene(num_places=2)
+    lease = scene.held_by_another()
+    scene.look_for(3, lease.renew)
+    assert scene.runner._holders._observed
+    lease.finish_sweep(SweepState.SUCCEEDED)
+    scene.look_for(1)
+    assert not scene.runner._holders._observed
 
 
 def test_a_driver_is_not_replaced_for_a_database_that_was_away(
@@ -340,6 +424,21 @@ def test_what_a_worker_writes_after_its_sweep_was_deleted_goes(scene: Scene) -> 
     storage.put(f"sweeps/{scene.sweep_id}/trials/00000/attempt-1/state-00001.pt", b"late")
     scene.look_for(32)
     assert list(storage.list("sweeps")) == []
+
+
+def test_a_drivers_log_goes_to_the_object_store_once_it_has_ended(
+    bucket: str, make_scene: Callable[..., Scene]
+) -> None:
+    scene = make_scene(storage_uri=f"{bucket}/logs")
+    scene.look_for(1)
+    (driver,) = scene.drivers()
+    driver.log.path.write_text("what it said")
+    driver.lease.finish_sweep(SweepState.SUCCEEDED)
+    driver.process.status = 0
+    scene.look_for(1)
+    storage = open_storage(scene.runner.settings.storage_uri)
+    assert b"".join(storage.read(f"sweeps/{scene.sweep_id}/driver-00001.log")) == b"what it said"
+    assert not driver.log.path.exists(), "each lease leaves one"
 
 
 def test_a_thousand_paused_sweeps_hide_none_that_was_abandoned(scene: Scene) -> None:

@@ -1,6 +1,7 @@
 """An attempt in a folder and beside an object store: durable before it reports, the same to the bit."""
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -141,6 +142,7 @@ def test_an_attempt_goes_on_elsewhere_to_the_bit(
     driver.run(attempt=2, last_epoch=2)
     assert driver.names() == [
         "attempt-1/log.txt",
+        "attempt-1/state-00001.pt",
         "attempt-1/state-00002.pt",
         "attempt-2/checkpoint.tar",
         "attempt-2/log.txt",
@@ -171,19 +173,28 @@ def test_a_damaged_state_is_no_end(
     driver.storage.put(key, bytes(state), overwrite=True)
     driver.heard.clear()
     driver.run(attempt=2, last_epoch=2)
-    assert _metrics(driver.heard) == uninterrupted
+    assert _metrics(driver.heard) == uninterrupted[1:]
     log = b"".join(driver.storage.read(f"{TRIAL}/attempt-2/log.txt")).decode()
-    assert "its SHA-256 does not fit; train anew: begins anew" in log
+    assert re.search(r"state-00002.*its SHA-256 does not fit.*\n.*goes on from .*state-00001", log)
+    assert "begins anew" not in log
 
 
 def test_of_many_attempts_the_latest_before_this_left_the_state(storage: Storage, tmp_path: Path) -> None:
-    for attempt in (2, 9, 10, 12):
-        storage.put(f"{TRIAL}/attempt-{attempt}/state-00003.pt", str(attempt).encode())
+    """Of the latest epoch that was reported, or of the one before: the last may be damaged."""
+    for attempt, epoch in ((2, 3), (9, 3), (10, 3), (10, 2), (10, 4), (12, 3)):
+        storage.put(f"{TRIAL}/attempt-{attempt}/state-{epoch:05d}.pt", str(attempt).encode())
     with workplace(storage, TRIAL, 11, tmp_path / "scratch") as place:
-        state = place.training_state(3)
-        assert state is not None and state.read_text() == "10"
+        assert [state.read_text() for state in place.training_states(3)] == ["10", "9"]
     left = [one.key.split("/")[-2] for one in storage.list(TRIAL) if one.key.endswith(".pt")]
-    assert sorted(left) == ["attempt-10", "attempt-12"], "the latter may be running, and this one given up"
+    assert sorted(left) == ["attempt-10", "attempt-12", "attempt-9"], "12 may run, and this one be given up"
+
+
+def test_an_attempt_that_was_interrupted_while_it_retraced_is_gone_on_from(
+    storage: Storage, tmp_path: Path
+) -> None:
+    storage.put(f"{TRIAL}/attempt-2/state-00040.pt", b"retraced")
+    with workplace(storage, TRIAL, 3, tmp_path / "scratch") as place:
+        assert [state.read_text() for state in place.training_states(80)] == ["retraced"]
 
 
 def test_an_object_store_that_does_not_answer_interrupts(
@@ -204,15 +215,15 @@ def test_an_object_store_that_goes_away_interrupts_before_anything_is_reported(
 ) -> None:
     driver = _Driver(f"{bucket}/going", dataset, tmp_path, monkeypatch)
     driver.run(attempt=1, stop_after=1)
-    training_state = worker.Workplace.training_state
+    training_states = worker.Workplace.training_states
 
-    def then_away(place: worker.Workplace, epoch: int) -> Path | None:
-        state = training_state(place, epoch)
+    def then_away(place: worker.Workplace, epoch: int) -> Iterator[Path]:
+        states = list(training_states(place, epoch))
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         place.storage = open_storage(place.storage.uri)
-        return state
+        return iter(states)
 
-    monkeypatch.setattr(worker.Workplace, "training_state", then_away)
+    monkeypatch.setattr(worker.Workplace, "training_states", then_away)
     driver.run(attempt=2, last_epoch=1)
     assert [measurement.epoch for measurement in driver.heard] == [1]
     assert "interruption" in driver.said[-1]

@@ -143,6 +143,7 @@ def test_with_a_sweep_goes_all_that_is_its_own(store: Store) -> None:
         "no url",
         "store.db",
         "nosuch://somewhere/db",
+        "mysql://me:hunter2@localhost/db",
         "sqlite+nosuch:///store.db",
         "postgresql+nosuch://me:hunter2@localhost/db",
         "postgresql+psycopg2://me:hunter2@127.0.0.1:1/db",
@@ -154,6 +155,11 @@ def test_an_unusable_url_is_refused(url: str) -> None:
     words = _refusal(url)
     assert "cannot be opened" in words
     assert "hunter2" not in words
+
+
+def test_a_database_of_another_kind_is_refused_by_name() -> None:
+    words = _refusal("mysql://localhost/db")
+    assert "it is neither SQLite nor PostgreSQL; write sqlite:////folder/store.db or postgresql://" in words
 
 
 # --- a database that is only looked at ---

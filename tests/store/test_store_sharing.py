@@ -128,6 +128,15 @@ def test_who_has_waited_longest_for_its_priority_gets_a_driver_first(store: Stor
     assert [hold.id for hold in store.queued(limit=2)] == [second, third]
 
 
+def test_priorities_hold_on_a_machine_whose_clock_is_behind(store: Store, clock: Clock) -> None:
+    urgent = store.submit(spec().model_copy(update={"priority": 4.0}))[0].id
+    patient = store.submit(spec())[0].id
+    clock.now += 10
+    last = store.submit(spec())[0].id
+    clock.now -= 3600
+    assert [hold.id for hold in store.queued(limit=10)] == [urgent, patient, last]
+
+
 def test_who_gives_way_or_comes_back_waits_anew(store: Store, clock: Clock) -> None:
     lease = in_the_middle(store)
     paused = store.submit(spec())[0].id
