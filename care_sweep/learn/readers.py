@@ -4,6 +4,7 @@ Every reader answers `Labelled` images: uint8 RGB of one size, and class numbers
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from care_sweep.errors import DatasetError
 from care_sweep.learn.pixels import Labelled, is_image, stack
 
 __all__ = ["RawDataset", "read_folder", "read_parquet", "read_tree"]
+
+_TRAIN_WORD = re.compile("train[a-z]*|val|valid[a-z]*|dev")
+_TEST_WORD = re.compile("test[a-z]*|eval|evaluation")
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,18 @@ def read_tree(path: Path, class_names: Sequence[str], resize: int | None) -> Lab
 def read_parquet(path: Path, resize: int | None) -> RawDataset:
     """Hugging Face image Parquet: columns `image` (struct of bytes and path) and `label` (class number).
 
-    In a folder, files named test* are the test split and all others train, in order of their names. Class
-    names are read from the schema's metadata; without them classes are called by their number.
+    In a folder each file's split is told by a word of its name or of a folder below PATH, as in
+    `train-00000-of-00002.parquet` and `default/test/0000.parquet`; validation is read as train, in order of
+    the paths. Where no file tells a split, all are one set. Class names are read from the schema's metadata;
+    without them classes are called by their number.
 
     Raises:
-        DatasetError: no such files or columns, a damaged file, an image that is missing or unreadable, mixed
-            sizes, a label that is no class number.
+        DatasetError: no such files or columns, a file whose split is not evident beside others that tell
+            theirs, a damaged file, an image that is missing or unreadable, mixed sizes, a label that is no
+            class number.
     """
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    is_test = {file: path.is_dir() and file.name.startswith("test") for file in files}
+    is_test = _test_files(path) if path.is_dir() else {path: False}
+    files = list(is_test)
     train_files = [file for file in files if not is_test[file]]
     if not train_files:
         raise DatasetError(f"{path}: no Parquet files to train on; name them train-*.parquet")
@@ -96,6 +103,28 @@ def read_parquet(path: Path, resize: int | None) -> RawDataset:
     test = _read_tables(test_tables, resize) if test_tables else None
     num_classes = 1 + max(int(part.labels.max()) for part in (train, test) if part is not None)
     return RawDataset(_names_of_classes(tables[train_files[0]], num_classes, path), train, test)
+
+
+def _test_files(path: Path) -> dict[Path, bool]:
+    """The Parquet files below a folder in order, and whether each is of the test split."""
+    told = {file: _splits_told(file.relative_to(path)) for file in sorted(path.rglob("*.parquet"))}
+    if not any(told.values()):
+        return dict.fromkeys(told, False)
+    for file, splits in told.items():
+        if len(splits) != 1:
+            found = "both train and test" if splits else "neither train nor test"
+            raise DatasetError(
+                f"{file}: its path below {path} tells {found}; name the file or a folder after one of them, "
+                "as in test-0.parquet or test/0.parquet, or take it out of the dataset"
+            )
+    return {file: splits == {"test"} for file, splits in told.items()}
+
+
+def _splits_told(path: Path) -> set[str]:
+    """What words of a relative path say: train (or validation), test, both or neither."""
+    words = re.split("[^a-z]+", path.with_suffix("").as_posix().lower())
+    told = (("train", _TRAIN_WORD), ("test", _TEST_WORD))
+    return {split for split, word in told if any(map(word.fullmatch, words))}
 
 
 def _read_table(file: Path) -> pa.Table:

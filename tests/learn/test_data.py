@@ -269,6 +269,45 @@ def test_parquet_folder(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("default/train/0000", "default/validation/0000", "default/test/0000"),
+        ("default/partial-train/0000", "default/partial-validation/0000", "default/partial-test/0000"),
+        ("plain_text/train-00000-of-00001", "plain_text/dev-0", "plain_text/testing-00000-of-00001"),
+        ("Train", "valid", "my_test_2"),
+    ],
+)
+def test_a_parquet_file_tells_its_split_by_its_path(
+    tmp_path: Path, train: str, validation: str, test: str
+) -> None:
+    root = tmp_path / "test"  # what lies above PATH tells nothing
+    write_parquet(root / f"{train}.parquet", 12)
+    write_parquet(root / f"{validation}.parquet", 8, first=100)
+    write_parquet(root / f"{test}.parquet", 4, first=200)
+    data = load(f"parquet:{root}")
+    assert len(data.train.labels) + len(data.validation.labels) == 20
+    assert data.test.images[:, :, 0, 0].tolist() == [pixels(200 + n)[0, 0].tolist() for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("0000", "neither train nor test"), ("contest-0", "neither"), ("train/test-0", "both train and test")],
+)
+def test_a_parquet_file_whose_split_is_not_evident_is_named(tmp_path: Path, name: str, found: str) -> None:
+    write_parquet(tmp_path / "train-0.parquet", 12)
+    write_parquet(tmp_path / f"{name}.parquet", 4)
+    with pytest.raises(DatasetError, match=rf"{name}\.parquet: .* tells {found}.*name the file or a"):
+        load(f"parquet:{tmp_path}")
+
+
+def test_parquet_files_that_tell_no_split_are_one_set(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a" / "0.parquet", 10)
+    write_parquet(tmp_path / "b" / "1.parquet", 10, first=100)
+    data = load(f"parquet:{tmp_path}")
+    assert [len(split.labels) for split in (data.train, data.validation, data.test)] == [16, 2, 2]
+
+
 def test_parquet_file_without_names_and_test(tmp_path: Path) -> None:
     data = load(f"parquet:{write_parquet(tmp_path / 'some.parquet', 20)}")
     assert data.class_names == ("0", "1")
