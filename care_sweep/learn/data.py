@@ -134,7 +134,7 @@ def _check(name: str, raw: RawDataset) -> None:
     if len(present) < 2:
         raise DatasetError(
             f"dataset {name!r} has one class only; it needs two or more "
-            "(class folders directly below PATH, or below both PATH/train and PATH/test)"
+            "(class folders directly below PATH, or below both PATH/train and PATH/test or PATH/val)"
         )
     least = 3 if raw.test is None else 2
     for class_name, count in zip(raw.class_names, counts, strict=True):

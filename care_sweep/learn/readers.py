@@ -17,6 +17,7 @@ from care_sweep.learn.pixels import Labelled, is_image, stack
 
 __all__ = ["RawDataset", "read_folder", "read_parquet", "read_tree"]
 
+_SPLITS = ("train", "val", "valid", "validation", "test")
 _TRAIN_WORD = re.compile("train[a-z]*|val|valid[a-z]*|dev")
 _TEST_WORD = re.compile("test[a-z]*|eval|evaluation")
 
@@ -36,21 +37,35 @@ class RawDataset:
 def read_folder(path: Path, resize: int | None) -> RawDataset:
     """PATH/train/CLASS/* and PATH/test/CLASS/* where both are there, else PATH/CLASS/*; names are sorted.
 
-    Files whose suffix is not an image's are passed over, as is what begins with a dot.
+    Where there is no PATH/test, PATH/val/CLASS/* beside PATH/train is the test split; beside both it is not
+    read. Files whose suffix is not an image's are passed over, as is what begins with a dot.
 
     Raises:
-        DatasetError: no classes, a class without images, an unreadable image, images of mixed size.
+        DatasetError: no classes, a class without images, an unreadable image, images of mixed size, a split
+            without the other.
     """
     if not path.is_dir():
         raise DatasetError(f"{path} is not a folder; for a Parquet file use parquet:PATH")
-    if not ((path / "train").is_dir() and (path / "test").is_dir()):
+    test = next((name for name in ("test", "val") if (path / name).is_dir()), None)
+    if test is None or not (path / "train").is_dir():
         class_names = _class_names(path)
+        _refuse_splits(path, class_names)
         return RawDataset(class_names, read_tree(path, class_names, resize), None)
     class_names = _class_names(path / "train")
-    if _class_names(path / "test") != class_names:
-        raise DatasetError(f"{path}: train and test must hold the same class folders")
-    train, test = (read_tree(path / part, class_names, resize) for part in ("train", "test"))
-    return RawDataset(class_names, train, test)
+    if _class_names(path / test) != class_names:
+        raise DatasetError(f"{path}: train and {test} must hold the same class folders")
+    parts = (read_tree(path / part, class_names, resize) for part in ("train", test))
+    return RawDataset(class_names, *parts)
+
+
+def _refuse_splits(path: Path, names: Sequence[str]) -> None:
+    """Refuse splits where classes are to be; a class of images may be called train, CIFAR-100 has one."""
+    splits = [name for name in names if name.lower() in _SPLITS]
+    if splits and (len(splits) == len(names) or any(_class_names(path / name) for name in splits)):
+        raise DatasetError(
+            f"{path}: {splits[0]} is the name of a split, not of a class; put images into PATH/CLASS/, or "
+            "into PATH/train/CLASS/ and PATH/test/CLASS/ (or PATH/val/CLASS/)"
+        )
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -130,6 +130,29 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert data.test.images[0].permute(1, 2, 0).numpy().tolist() == pixels(0).tolist()
 
 
+def test_val_is_the_test_split_where_there_is_no_other(tmp_path: Path) -> None:
+    write_tree(tmp_path / "train", {"a": 10, "b": 10})
+    write_tree(tmp_path / "val", {"a": 2, "b": 3})
+    data = load(f"folder:{tmp_path}")
+    assert data.class_names == ("a", "b")
+    assert data.test.labels.bincount().tolist() == [2, 3]
+    write_tree(tmp_path / "test", {"a": 4, "b": 4})
+    assert load(f"folder:{tmp_path}").test.labels.bincount().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("below", ["", "a"])
+@pytest.mark.parametrize("names", [("train", "valid"), ("Train", "Test"), ("train",), ("val", "test")])
+def test_a_split_is_no_class(tmp_path: Path, names: tuple[str, ...], below: str) -> None:
+    for name in names:
+        write_tree(tmp_path, {f"{name}/{below}": 5})
+    with pytest.raises(DatasetError, match=rf"{min(names)} is the name of a split.*PATH/train/CLASS/ and"):
+        load(f"folder:{tmp_path}")
+
+
+def test_a_class_of_images_may_be_called_train(tmp_path: Path) -> None:
+    assert load(f"folder:{write_tree(tmp_path, {'train': 5, 'bus': 5})}").class_names == ("bus", "train")
+
+
 def test_resize_takes_the_central_square(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "data", {"a": 5, "b": 5})
     wide = np.zeros((16, 48, 3), dtype=np.uint8)
