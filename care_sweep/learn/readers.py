@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from care_sweep.errors import DatasetError
 from care_sweep.learn.pixels import Labelled, is_image, stack
@@ -100,7 +102,7 @@ def read_parquet(path: Path, resize: int | None) -> RawDataset:
     In a folder each file's split is told by a word of its name or of a folder below PATH, as in
     `train-00000-of-00002.parquet` and `default/test/0000.parquet`; validation is read as train, in order of
     the paths. Where no file tells a split, all are one set. Class names are read from the schema's metadata;
-    without them classes are called by their number.
+    without them classes are called by their number, and labels leave no number out.
 
     Raises:
         DatasetError: no such files or columns, a file whose split is not evident beside others that tell
@@ -116,8 +118,8 @@ def read_parquet(path: Path, resize: int | None) -> RawDataset:
     train = _read_tables({file: tables[file] for file in train_files}, resize)
     test_tables = {file: table for file, table in tables.items() if is_test[file]}
     test = _read_tables(test_tables, resize) if test_tables else None
-    num_classes = 1 + max(int(part.labels.max()) for part in (train, test) if part is not None)
-    return RawDataset(_names_of_classes(tables[train_files[0]], num_classes, path), train, test)
+    labels = torch.cat([part.labels for part in (train, test) if part is not None])
+    return RawDataset(_names_of_classes(tables[train_files[0]], labels, path), train, test)
 
 
 def _test_files(path: Path) -> dict[Path, bool]:
@@ -179,14 +181,21 @@ def _read_tables(tables: dict[Path, pa.Table], resize: int | None) -> Labelled:
     return stack(contents, names, labels, resize)
 
 
-def _names_of_classes(table: pa.Table, num_classes: int, path: Path) -> tuple[str, ...]:
+def _names_of_classes(table: pa.Table, labels: Tensor, path: Path) -> tuple[str, ...]:
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     try:
         names = json.loads(metadata)["info"]["features"]["label"]["names"] if metadata else None
     except (ValueError, KeyError, TypeError):
         names = None
+    largest = int(labels.max())
     if names is None:
-        return tuple(str(number) for number in range(num_classes))
-    if len(names) < num_classes:
-        raise DatasetError(f"{path}: a label is {num_classes - 1}, but the schema names {len(names)} classes")
+        num_labels = len(set(labels.tolist()))
+        if num_labels != largest + 1:
+            raise DatasetError(
+                f"{path}: the largest label is {largest}, but there are {num_labels} different ones; number "
+                f"the classes from 0 to {num_labels - 1}, or name them all in the schema (a ClassLabel)"
+            )
+        return tuple(map(str, range(num_labels)))
+    if len(names) <= largest:
+        raise DatasetError(f"{path}: a label is {largest}, but the schema names {len(names)} classes")
     return tuple(map(str, names))

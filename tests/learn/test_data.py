@@ -355,6 +355,19 @@ def test_unfit_parquet(tmp_path: Path, columns: dict[str, Any], message: str) ->
         load(f"parquet:{write_parquet(tmp_path / 'x.parquet', 12, **columns)}")
 
 
+@pytest.mark.parametrize("largest", [12, 2**31])
+def test_labels_that_are_no_class_numbers_need_names(tmp_path: Path, largest: int) -> None:
+    labels = [3, 7, 7, largest] * 3
+    file = write_parquet(tmp_path / "x.parquet", 12, label=labels)
+    with pytest.raises(
+        DatasetError, match=f"largest label is {largest}, .* 3 different ones; .* from 0 to 2"
+    ):
+        load(f"parquet:{file}")
+    if largest == 12:
+        write_parquet(file, 12, label=labels, names=list("abcdefghijklm"))
+        assert load(f"parquet:{file}").class_names[largest] == "m"
+
+
 def test_other_unfit_parquet(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "x.parquet", 12, names=["only"])
     with pytest.raises(DatasetError, match="a label is 1, but the schema names 1 classes"):
