@@ -25,7 +25,7 @@ def nearest(encoder: LoadedEncoder, queries: Tensor, bank: Tensor, num_neighbors
 
     Args:
         queries, bank: images (Q, 3, h, w) and (N, 3, h, w), uint8 or float in [0, 1].
-        num_neighbors: K, at most N.
+        num_neighbors: K; a bank of fewer images is answered whole.
     """
     device = next(encoder.parameters()).device
     with torch.no_grad():
@@ -34,7 +34,8 @@ def nearest(encoder: LoadedEncoder, queries: Tensor, bank: Tensor, num_neighbors
 
 
 def _nearest(queries_QF: Tensor, bank_NF: Tensor, num_neighbors: int) -> Tensor:
-    return (normalize(queries_QF) @ normalize(bank_NF).T).topk(num_neighbors, dim=1).indices.cpu()
+    similar_QN = normalize(queries_QF) @ normalize(bank_NF).T
+    return similar_QN.topk(min(num_neighbors, len(bank_NF)), dim=1).indices.cpu()
 
 
 def neighbors_sheet(

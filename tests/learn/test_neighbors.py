@@ -35,6 +35,13 @@ def test_neighbors_are_ordered_by_cosine_similarity(encoder: LoadedEncoder, tiny
     assert [sorted(row) for row in found.tolist()] == [list(range(len(bank)))] * 3
 
 
+def test_a_small_bank_is_answered_whole(encoder: LoadedEncoder, tiny: Dataset) -> None:
+    few = dataclasses.replace(tiny, train=Split(tiny.train.images[:5], tiny.train.labels[:5]))
+    assert nearest(encoder, tiny.validation.images[:2], few.train.images, 8).shape == (2, 5)
+    width, _ = neighbors_sheet(encoder, few, num_neighbors=8).size
+    assert width == neighbors_sheet(encoder, tiny, num_neighbors=5).size[0]
+
+
 def test_an_image_is_its_own_nearest(encoder: LoadedEncoder, tiny: Dataset) -> None:
     found = nearest(encoder, tiny.train.images[:5], tiny.train.images, 1)
     assert found.flatten().tolist() == [0, 1, 2, 3, 4]
