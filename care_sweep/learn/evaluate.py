@@ -207,11 +207,15 @@ def embedding_metrics_of_batches(model: CareModel, data: Dataset, device: torch.
     """`embedding_metrics` by the batch statistics of the validation images, as training embeds them.
 
     After few steps BatchNorm's running statistics are still those of the start, and an encoder may look
-    collapsed through them alone. At most 512 images are read; the running statistics do not move.
+    collapsed through them alone. At most 512 images are read, evenly spaced, for a source may have them class
+    by class; the running statistics do not move.
     """
     twin = copy.deepcopy(model).train()
+    images = data.validation.images
+    size = min(len(images), _CHUNK)
+    rows = torch.arange(size, device=images.device) * len(images) // size
     with torch.no_grad():
-        chunk = data.validation.images[:_CHUNK].to(device)
+        chunk = images[rows].to(device)
         return _fill_metrics(normalize(twin.project(normalise(chunk, data.mean, data.std))))
 
 

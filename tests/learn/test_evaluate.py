@@ -282,3 +282,17 @@ def test_by_batch_statistics_is_as_training_embeds(tiny: Dataset) -> None:
         "effective_rank": effective_rank(z),
         "embedding_spread": spread,
     }
+
+
+def test_by_batch_statistics_all_classes_are_seen(
+    tiny: Dataset, mini: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more images than are read at once every third here, in the order of their classes."""
+    by_class = mini.validation.labels.argsort(stable=True)[:60]
+    some = Split(mini.validation.images[by_class], mini.validation.labels[by_class])
+    thirds = Split(some.images[::3], some.labels[::3])
+    assert thirds.labels.unique().tolist() == some.labels.unique().tolist() != [0]
+    model = build_model("resnet_tiny", 0)
+    expected = embedding_metrics_of_batches(model, dataclasses.replace(tiny, validation=thirds), CPU)
+    monkeypatch.setattr(evaluate, "_CHUNK", 20)
+    assert embedding_metrics_of_batches(model, dataclasses.replace(tiny, validation=some), CPU) == expected
