@@ -63,8 +63,9 @@ __all__ = [
     "wahba_error",
 ]
 
-_CHUNK = 512
+_CHUNK = 512  # images of 32 pixels, or of fewer, that are made float and encoded at once
 _GPU_CHUNK = 2048  # fewer leave a GPU waiting for its next kernel
+_SIDE = 32
 _NUM_MEASURED_AUGMENTATIONS = 20  # as published for the angle histogram and the Wahba error
 _NUM_PROBE_SEEDS = 3
 _HUE_SHIFTS = (-0.1, 0.1)  # the most that augmentations of strength 1 move the hue
@@ -96,13 +97,19 @@ def encode(
     Images may stay on the host: one chunk of them at a time is made float, on the device. The encoder
     computes in `precision`.
     """
-    chunk_size = _GPU_CHUNK if device.type == "cuda" else _CHUNK
+    most = _GPU_CHUNK if device.type == "cuda" else _CHUNK
     with _frozen(model), torch.autocast(device.type, precision, enabled=precision != torch.float32):
         found = [  # in one loop, so that only one chunk of pixels is alive as float
             model.encoder(normalise(chunk.to(device), data.mean, data.std)).float()
-            for chunk in torch.split(images, chunk_size)
+            for chunk in _chunks(images, most)
         ]
         return torch.cat(found)
+
+
+def _chunks(images: Tensor, most: int) -> Sequence[Tensor]:
+    """So many at once if they have 32 x 32 pixels or fewer, of larger ones as many as have those pixels."""
+    height, width = images.shape[-2:]
+    return torch.split(images, max(1, min(most, most * _SIDE**2 // (height * width))))
 
 
 def project(model: CareModel, features: Tensor) -> Tensor:
@@ -305,7 +312,7 @@ def measure_structure(
         parameters = draw_shared_views(len(images), 1, data.image_size, 1.0, source)
         after = [
             embed(model, apply_views(chunk.to(device), parameters[: len(chunk)]), data, device)
-            for chunk in torch.split(images, _CHUNK)
+            for chunk in _chunks(images, _CHUNK)
         ]
         pairs.append((before, torch.cat(after)))
     return Structure(
@@ -360,13 +367,13 @@ def measure_retrieval(
     bank, queries = data.train.images, data.validation.images
     features = extract_features(model, data, device) if features is None else features
     bank_DN = project(model, features.train).T
-    hue_N = torch.cat([mean_colour_hue(chunk) for chunk in torch.split(bank, _CHUNK)])
+    hue_N = torch.cat([mean_colour_hue(chunk) for chunk in _chunks(bank, _CHUNK)])
 
     def nearest(queries_QD: Tensor) -> Tensor:
         return (queries_QD @ bank_DN).topk(min(num_neighbors, len(bank))).indices.cpu()
 
     def recoloured(shift: float) -> Iterator[Tensor]:
-        for chunk in torch.split(queries, _CHUNK):
+        for chunk in _chunks(queries, _CHUNK):
             views = apply_views(chunk.to(device), hue_change(len(chunk), shift, data.image_size))
             yield embed(model, views, data, device)
 
