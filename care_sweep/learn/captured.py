@@ -206,7 +206,7 @@ class _Behind:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copy = torch.empty_like(self._flag, device="cpu", pin_memory=True)
         copy.copy_(self._flag, non_blocking=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._flag.device))  # another device may be the current one
         self._copies.append((copy, event))
         if len(self._copies) < 2:
             return False
