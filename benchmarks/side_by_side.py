@@ -141,7 +141,10 @@ def synchronise(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where a figure was seen."""
+    """Where a figure was seen.
+
+    `float32_convolutions` are cuDNN's of all but trials, which are IEEE's whatever it says.
+    """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),
@@ -150,6 +153,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,
         "commit": _commit(),
     }
 

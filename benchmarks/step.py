@@ -10,6 +10,8 @@ cheap-bfloat16   the same under autocast
 ours-float32     a trial of this package, at that precision
 ours-bfloat16
 
+On a GPU float32 convolutions of the first two are what torch's default makes of them, TF32; ours are IEEE's.
+
 The contenders take turns, and so do two ceilings: a matrix product (bfloat16 on a GPU, float32 on a CPU) and
 a copy within the device's memory. The process keeps the memory that any of them frees, as those of trials
 do. Prints one table; the JSON is written anew after each round. What it needs

@@ -16,13 +16,14 @@ from ceilings import work_of_view
 from host_and_device import is_launch
 from our_trial import num_splits_for, random_images
 from published_step import PlainModel, PublishedStep, contrast, equivariance, pil_views, shared_views
-from side_by_side import Race, Turn, quartiles, spread, table
+from side_by_side import Race, Turn, machine, quartiles, spread, table
 from step_contenders import our_views
 from torch import nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
 from care_sweep.learn.objective import alignment, info_nce, orthogonal_equivariance, uniformity
+from care_sweep.learn.precision import ieee_convolutions
 
 _ROOT = Path(__file__).parents[1]
 _SMALL = ["--device", "cpu", "--encoder", "resnet_tiny", "--batch-size", "16", "--steps", "2"]
@@ -194,6 +195,12 @@ def test_who_has_used_up_the_seconds_takes_no_further_turn_but_takes_one() -> No
     for _ in range(4):
         race.round()
     assert "".join(notes) == "ABBB"
+
+
+def test_a_figure_tells_what_float32_was() -> None:
+    assert machine(torch.device("cpu"))["float32_convolutions"] == "tf32"
+    with ieee_convolutions():
+        assert machine(torch.device("cpu"))["float32_convolutions"] == "ieee"
 
 
 def test_quartiles_are_over_the_turns() -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from care_sweep.learn.bases import Base
 from care_sweep.learn.dense_views import PackedViews, apply_densely
 from care_sweep.learn.encoder import CareModel
+from care_sweep.learn.precision import ieee_convolutions
 from care_sweep.learn.step import divergence, step_losses
 from care_sweep.learn.views import ViewParameters
 
@@ -162,6 +163,7 @@ class CapturedSteps:
             self._one_step()
         self._graph = graph
 
+    @ieee_convolutions()
     def _one_step(self) -> None:
         """All on the device; a graph may stand for it."""
         assert self._drawn is not None, "an epoch brings its draws"

@@ -34,6 +34,7 @@ from care_sweep.learn.measures import (
     uniformity,
     wahba_error,
 )
+from care_sweep.learn.precision import ieee_convolutions
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.views import apply_views, draw_shared_views, hue_change, normalise
 from care_sweep.spec import TrialConfig
@@ -85,6 +86,7 @@ class Features:
 # --- an encoder on a dataset --------------------------------------------------------------------------------
 
 
+@ieee_convolutions()
 def encode(
     model: CareModel,
     images: Tensor,
@@ -95,7 +97,7 @@ def encode(
     """Features (N, F), float32, of uint8 or [0, 1] images, in chunks, with BatchNorm's running statistics.
 
     Images may stay on the host: one chunk of them at a time is made float, on the device. The encoder
-    computes in `precision`.
+    computes in `precision`, and float32 is IEEE's on a GPU too.
     """
     most = _GPU_CHUNK if device.type == "cuda" else _CHUNK
     with _frozen(model), torch.autocast(device.type, precision, enabled=precision != torch.float32):
@@ -210,6 +212,7 @@ def embedding_metrics(model: CareModel, features: Features) -> dict[str, float]:
     return _fill_metrics(project(model, features.validation))
 
 
+@ieee_convolutions()
 def embedding_metrics_of_batches(model: CareModel, data: Dataset, device: torch.device) -> dict[str, float]:
     """`embedding_metrics` by the batch statistics of the validation images, as training embeds them.
 

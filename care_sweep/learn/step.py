@@ -15,9 +15,8 @@ from care_sweep.learn.bases import Base
 from care_sweep.learn.encoder import CareModel
 from care_sweep.learn.objective import at_least_single, orthogonal_equivariance
 from care_sweep.learn.ranks import Ranks
-from care_sweep.spec import TrialConfig
 
-__all__ = ["StepLosses", "divergence", "precision_of", "step_losses"]
+__all__ = ["StepLosses", "divergence", "step_losses"]
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,6 @@ def step_losses(
     z1_BD, z2_BD = map(normalize, outputs_VBD[base.num_embedded :])
     equivariance = orthogonal_equivariance(z1_BD, z2_BD, num_splits)
     return StepLosses(contrast + equivariance_weight * equivariance, contrast, equivariance)
-
-
-def precision_of(config: TrialConfig, device: torch.device) -> torch.dtype:
-    """What a trial's encoders compute in on a device."""
-    if config.precision != "auto":
-        return torch.float32 if config.precision == "float32" else torch.bfloat16
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return torch.bfloat16
-    return torch.float32
 
 
 def divergence(where: str, contrast: str | None, found: Sequence[float]) -> TrialDiverged:

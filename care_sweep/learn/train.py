@@ -41,10 +41,11 @@ from care_sweep.learn.evaluate import (
 )
 from care_sweep.learn.gang import Gang
 from care_sweep.learn.measures import NotFiniteError
+from care_sweep.learn.precision import ieee_convolutions, precision_of
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.ranks import Ranks
 from care_sweep.learn.state import check_optimizer, check_tensors, opened, written_beside
-from care_sweep.learn.step import StepLosses, divergence, precision_of, step_losses
+from care_sweep.learn.step import StepLosses, divergence, step_losses
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
 from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
 
@@ -348,6 +349,7 @@ class _Trial:
         shared = [draw_shared_views(num_images, num_shared, size, strength, source, scale) for _ in range(2)]
         return [*own[:num_embedded], *shared, *own[num_embedded:]]
 
+    @ieee_convolutions()
     def _take_steps(self, draws: EpochDraws) -> list[float]:
         """The steps of an epoch one by one; the means of their losses."""
         total = torch.zeros(3, device=self.device)

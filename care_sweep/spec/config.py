@@ -98,7 +98,7 @@ class TrialConfig(Document):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="what convolutions and matrix products of training compute in; weights, statistics and "
-        "losses are float32. auto: bfloat16 on a GPU that has it, float32 on a CPU",
+        "losses are float32, IEEE's and not TF32. auto: bfloat16 on a GPU that has it, float32 on a CPU",
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
