@@ -52,16 +52,11 @@ __all__ = [
     "evaluate_fully",
     "extract_features",
     "fit_probes",
-    "knn_accuracy",
     "knn_metrics",
-    "linear_probes",
     "measure_retrieval",
     "measure_structure",
-    "probe_accuracy",
     "probe_metrics",
     "project",
-    "relative_equivariance",
-    "wahba_error",
 ]
 
 _CHUNK = 512  # images of 32 pixels, or of fewer, that are made float and encoded at once

@@ -23,16 +23,20 @@ from care_sweep.learn.evaluate import (
     evaluate_encoder,
     extract_features,
     fit_probes,
-    knn_accuracy,
     knn_metrics,
-    linear_probes,
     measure_retrieval,
     measure_structure,
+)
+from care_sweep.learn.measures import (
+    dimension_spread,
+    effective_rank,
+    knn_accuracy,
+    linear_probes,
     probe_accuracy,
     relative_equivariance,
+    uniformity,
     wahba_error,
 )
-from care_sweep.learn.measures import dimension_spread, effective_rank, uniformity
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.views import apply_views, draw_shared_views, hue_change, normalise
 from care_sweep.spec import TrialConfig

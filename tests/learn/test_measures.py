@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from care_sweep.learn import evaluate
 from care_sweep.learn.measures import (
     NotFiniteError,
     alignment,
@@ -167,11 +166,6 @@ def test_gamma_of_a_rotation_and_of_no_change_is_zero() -> None:
 def test_gamma_refuses_wrong_shapes(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match=r"one shape \(N, D\)"):
         relative_equivariance(torch.ones(pair[0]), torch.ones(pair[1]))
-
-
-def test_the_promised_names_are_these() -> None:
-    assert evaluate.relative_equivariance is relative_equivariance
-    assert evaluate.wahba_error is wahba_error
 
 
 # --- Wahba --------------------------------------------------------------------------------------------------
