@@ -71,13 +71,14 @@ def _known_cluster(store: Store) -> ClusterRecord | None:
 
 
 def _resource_problems(spec: SweepSpec, cluster: ClusterRecord | None) -> Iterator[Problem]:
-    """Ray waits for ever for what no node has. A cluster that nobody reported may have anything."""
+    """Ray waits for ever for what no node has. A cluster that nobody reported may have anything, and so may
+    one without a worker: an autoscaler has taken them all, or they start again."""
     nodes: Sequence[Any] = [] if cluster is None else cluster.report.get("nodes", [])
     alive = [node["resources"] for node in nodes if node["is_alive"]]
-    if not alive:
-        return
     wanted = spec.resources
-    most_cpus = max(resources.get("cpus", 0) for resources in alive)
+    most_cpus = max((resources.get("cpus", 0) for resources in alive), default=0)
+    if not most_cpus:  # head and runner are nodes without CPUs
+        return
     if wanted.cpus_per_trial > most_cpus:
         detail = f"the largest node of the cluster has {most_cpus:g} CPUs; use at most that many"
         yield Problem("/resources/cpus_per_trial", detail, shorten(wanted.cpus_per_trial))

@@ -263,6 +263,21 @@ def test_resources_that_the_cluster_can_never_meet(http: TestClient, fabricate: 
         assert http.post("/v1/sweeps?validate_only=true", json=modest).status_code == 200
 
 
+def test_a_cluster_without_workers_refuses_nothing(http: TestClient, fabricate: Fabricator) -> None:
+    """As one has that scales down to its head, or whose workers start again."""
+    nodes: list[dict[str, Any]] = [
+        {"id": "head", "host": "one", "is_alive": True, "resources": {"memory_bytes": 1e9}},
+        {"id": "runner", "host": "two", "is_alive": True, "resources": {"cpus": 0.0, "gpus": 0.0}},
+        {"id": "worker", "host": "three", "is_alive": False, "resources": {"cpus": 8.0}},
+    ]
+    fabricate.store.report_cluster("a runner", {"nodes": nodes})
+    asked = document(resources={"cpus_per_trial": 16, "gpus_per_trial": 1})
+    assert http.post("/v1/sweeps", json=asked).status_code == 201
+    nodes[2]["is_alive"] = True
+    fabricate.store.report_cluster("a runner", {"nodes": nodes})
+    assert http.post("/v1/sweeps", json=asked).status_code == 422
+
+
 @pytest.mark.parametrize("seconds", [-3600, 3600])
 def test_a_cluster_of_another_time_is_not_known(
     http: TestClient, fabricate: Fabricator, seconds: int
