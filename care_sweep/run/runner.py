@@ -20,6 +20,7 @@ from care_sweep.run.driver import LEASE_LOST
 from care_sweep.run.holders import Doubt, Holders
 from care_sweep.run.leftovers import DriverLog, Leftovers
 from care_sweep.run.patience import Complaints, outlast
+from care_sweep.run.scaling import Autoscaler
 from care_sweep.run.starting import Order, Starter
 from care_sweep.run.tidying import tidy_up
 from care_sweep.settings import Settings
@@ -305,7 +306,7 @@ def main() -> int:
     sweeping = (runner.step, _POLL_SECONDS, stop, Complaints("the sweeps could not be looked after"))
     sweeper = threading.Thread(target=_repeat, args=sweeping, name="sweeps")
 
-    exposed = threading.Event()
+    exposed, autoscaler = threading.Event(), Autoscaler()
 
     def report() -> None:
         """Nothing else of a runner needs Ray: its drivers load their libraries while it joins the cluster."""
@@ -318,6 +319,7 @@ def main() -> int:
             return
         _end_with_signals(stop)  # Ray has taken them for itself
         store.report_cluster(runner.name, describe())
+        autoscaler.ask(store.demands())
 
     _end_with_signals(stop)
     threading.Thread(target=_tidy_up, args=(settings, store), name="tidying", daemon=True).start()
