@@ -35,6 +35,23 @@ class Allotment:
         self._is_ready: bool | None = None
         self._is_known = False
 
+    def await_node(self) -> Sequence[Mapping[str, float]]:
+        """The resources of each node, once one has the CPUs of a trial; none where the sweep is over.
+
+        Before, nobody knows whether there are GPUs: an autoscaler may have taken all workers away.
+        """
+        conductor = self._conductor
+        while True:
+            conductor.look()
+            if conductor.is_finished or conductor.is_out_of_budget:
+                return []
+            nodes = list(self._nodes.usable().values())
+            if capacity_of(nodes, {**self._wanted(), "GPU": 0.0}):
+                return nodes
+            self._tell_ready(True)  # it wants one
+            conductor.explain(self._why_nothing_runs(nodes))
+            time.sleep(_LOOK_SECONDS)
+
     def wait(self) -> bool:
         """Wait until a trial may run. False once none will any more."""
         while True:
@@ -75,8 +92,7 @@ class Allotment:
             self._is_ready = is_ready
 
     def _why_nothing_runs(self, nodes: Sequence[Mapping[str, float]]) -> str | None:
-        conductor = self._conductor
-        wanted = {"CPU": conductor.spec.resources.cpus_per_trial, "GPU": conductor.gpus_per_trial}
+        conductor, wanted = self._conductor, self._wanted()
         if conductor.num_running:
             return None
         if not capacity_of(nodes, wanted):
@@ -85,6 +101,12 @@ class Allotment:
         return (
             None if conductor.room.share.num_trials else "waiting for its turn: other sweeps have the cluster"
         )
+
+    def _wanted(self) -> Mapping[str, float]:
+        """Of each resource by a trial, as far as that is known."""
+        resources, chosen = self._conductor.spec.resources, self._conductor.gpus_per_trial
+        gpus = chosen if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
+        return {"CPU": resources.cpus_per_trial, "GPU": gpus}
 
 
 def _memory_bytes() -> int:

@@ -52,8 +52,9 @@ def run_trials(
         os.environ.setdefault(name, value)
     nodes = Nodes()
     await_same_version(conductor, nodes)
-    conductor.gpus_per_trial = choose_gpus(conductor, settings, list(nodes.usable().values()))
     allotment = Allotment(conductor, nodes)
+    if resources := allotment.await_node():
+        conductor.gpus_per_trial = choose_gpus(conductor, settings, resources)
     while allotment.wait():
         _run(conductor, allotment, nodes, settings, work)
 
