@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["own_place", "run_attempt"]
 
 _LOG = logging.getLogger("care_sweep.trial")
-_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_DISK_TROUBLE = (*_NO_ROOM, errno.EIO, errno.ESTALE, errno.EROFS)
 
 _WANT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 """What contexts, graphs and libraries say of it, whose memory is not torch's."""
@@ -89,7 +90,8 @@ def run_attempt(order: Mapping[str, Any]) -> None:
             _report_failure("error", error)
             raise
         where = error.filename or order["storage_uri"]
-        tune.report({"interruption": f"{where}: {error.strerror}; the sweep goes on once there is room"})
+        then = "there is room" if error.errno in _NO_ROOM else "that is mended"
+        tune.report({"interruption": f"{where}: {error.strerror}; the sweep goes on once {then}"})
 
 
 def own_place() -> Place:

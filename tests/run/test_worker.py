@@ -1,6 +1,8 @@
 """What a worker says of a trial that ends by itself, and what the scheduler hears. No cluster is started."""
 
+import errno
 import json
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -98,6 +100,18 @@ def test_a_node_with_another_version_trains_nothing_and_loses_nothing(
     expected = rf"waiting: the driver has care-sweep 0\.0\.1, but .+ \(b2\) has {own_version()}; give all"
     assert re.match(expected, said["interruption"])
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("number", "then"), [(errno.ENOSPC, "there is room"), (errno.EROFS, "that is mended")]
+)
+def test_a_disk_that_takes_nothing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, then: str
+) -> None:
+    error = OSError(number, os.strerror(number), "/home/care/datasets/s3")
+    (said,) = reports(error, tmp_path, monkeypatch)
+    wanted = f"/home/care/datasets/s3: {os.strerror(number)}; the sweep goes on once {then}"
+    assert said == {"interruption": wanted}
 
 
 def test_a_collapse_is_told_with_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
