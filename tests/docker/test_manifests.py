@@ -13,6 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from care_sweep.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "docker" / "kubernetes"
 Manifest = dict[str, Any]
@@ -27,25 +29,42 @@ def _base() -> list[Manifest]:
     return [one for name in kustomization["resources"] for one in _documents(KUBERNETES / "base" / name)]
 
 
-def _with_gpus() -> list[Manifest]:
-    """The overlay, as far as it uses JSON Patch: add and replace."""
+def _overlaid(*folders: str) -> list[Manifest]:
+    """The base with what overlays and components add, as far as they use JSON Patch: add and replace."""
     manifests = _base()
-    (kustomization,) = _documents(KUBERNETES / "gpu" / "kustomization.yaml")
-    for patch in kustomization["patches"]:
-        wanted = patch["target"]["kind"], patch["target"]["name"]
-        (target,) = [one for one in manifests if (one["kind"], one["metadata"]["name"]) == wanted]
-        for operation in yaml.safe_load((KUBERNETES / "gpu" / patch["path"]).read_text()):
-            *parents, last = [part.replace("~1", "/") for part in operation["path"].split("/")[1:]]
-            place: Any = target
-            for part in parents:
-                place = place[int(part) if isinstance(place, list) else part]
-            assert operation["op"] in ("add", "replace")
-            assert operation["op"] == "add" or last in place
-            place[last] = copy.deepcopy(operation["value"])
+    for folder in (KUBERNETES / name for name in folders):
+        (kustomization,) = _documents(folder / "kustomization.yaml")
+        added = [folder / name for name in kustomization["resources"] if name.endswith(".yaml")]
+        manifests += [one for path in added for one in _documents(path)]
+        for patch in kustomization["patches"]:
+            wanted = patch["target"]["kind"], patch["target"]["name"]
+            (target,) = [one for one in manifests if (one["kind"], one["metadata"]["name"]) == wanted]
+            for operation in yaml.safe_load((folder / patch["path"]).read_text()):
+                _patch(target, operation)
     return manifests
 
 
-MANIFESTS = {"base": _base(), "gpu": _with_gpus()}
+def _patch(target: Manifest, operation: Manifest) -> None:
+    *parents, last = [part.replace("~1", "/") for part in operation["path"].split("/")[1:]]
+    place: Any = target
+    for part in parents:
+        place = place[int(part) if isinstance(place, list) else part]
+    assert operation["op"] in ("add", "replace")
+    value = copy.deepcopy(operation["value"])
+    if isinstance(place, list):
+        assert (operation["op"], last) == ("add", "-")
+        place.append(value)
+    else:
+        assert operation["op"] == "add" or last in place
+        place[last] = value
+
+
+MANIFESTS = {
+    "base": _base(),
+    "gpu": _overlaid("gpu"),
+    "base, datasets": _overlaid("datasets"),
+    "gpu, datasets": _overlaid("gpu", "datasets"),
+}
 everywhere = pytest.mark.parametrize("manifests", MANIFESTS.values(), ids=MANIFESTS)
 
 
@@ -112,6 +131,31 @@ def test_pods_are_confined_and_tell_how_they_are(manifests: list[Manifest]) -> N
             assert "memory" in container["resources"]["limits"], name
             mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
             assert {"/tmp", "/home/care"} <= mounted, name  # noqa: S108
+
+
+@everywhere
+def test_workers_can_fetch_images(manifests: list[Manifest]) -> None:
+    """From a bucket, to a folder below that of the datasets."""
+    settings = Settings.from_environment({"CARE_SWEEP_HOME": "/home/care"})
+    cache = settings.download_directory / "s3"
+    (cluster,) = _of_kind(manifests, "RayCluster").values()
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        for container in group["template"]["spec"]["containers"]:
+            above = [one for one in container["volumeMounts"] if cache.is_relative_to(one["mountPath"])]
+            nearest = max(above, key=lambda one: len(one["mountPath"]))
+            assert not nearest.get("readOnly"), nearest
+
+
+def test_only_the_datasets_want_a_shared_volume() -> None:
+    def shared(name: str) -> set[str]:
+        claims = _of_kind(MANIFESTS[name], "PersistentVolumeClaim").items()
+        return {claim for claim, one in claims if "ReadWriteMany" in one["spec"]["accessModes"]}
+
+    assert (shared("base"), shared("gpu")) == (set(), set())
+    assert shared("base, datasets") == {"care-sweep-data"}
+    (configuration,) = _of_kind(MANIFESTS["base"], "ConfigMap").values()
+    roots = Settings.from_environment({**configuration["data"], "CARE_SWEEP_HOME": "/home/care"})
+    assert (roots.data_uris, roots.data_roots) == (("s3://images",), (Path("/data"),))
 
 
 @everywhere
