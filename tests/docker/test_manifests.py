@@ -158,6 +158,18 @@ def test_only_the_datasets_want_a_shared_volume() -> None:
     assert (roots.data_uris, roots.data_roots) == (("s3://images",), (Path("/data"),))
 
 
+def test_the_namespace_is_made_before_the_secrets_in_it() -> None:
+    words = (KUBERNETES / "base" / "kustomization.yaml").read_text()
+    (namespace,) = _of_kind(MANIFESTS["base"], "Namespace")
+    commands = re.findall(r"#     kubectl (.*)", words)
+    assert commands[0] == "apply -f docker/kubernetes/base/namespace.yaml"
+    assert all(command.startswith((f"-n {namespace} ", "apply ")) for command in commands)
+    applied = commands.index("apply -k docker/kubernetes/base")
+    created = [number for number, command in enumerate(commands) if "create secret" in command]
+    assert 0 < min(created) <= max(created) < applied
+    assert any("-- care-sweep token create" in command for command in commands[applied:])
+
+
 @everywhere
 def test_what_is_referred_to_is_there(manifests: list[Manifest]) -> None:
     secrets = _documented_secrets()
