@@ -52,10 +52,10 @@ def measurement_table(store: Store, sweep: SweepRecord) -> Table:
 
 def stored_trials(store: Store, sweep: SweepRecord) -> Iterator[StoredTrial]:
     """The trials by number, as a file for Optuna takes them."""
-    metric = sweep.spec.metric
-    for trial in _trials(store, sweep.id):
+    trials = list(_trials(store, sweep.id))  # before the curves: one that ends meanwhile has all of its own
+    curves = store.curves(sweep.id, sweep.spec.metric)
+    for trial in trials:
         assert trial.started_at is not None, f"trial {trial.number} is there and has not started"
-        measured = store.measurements(sweep.id, trial.number)
         yield StoredTrial(
             number=trial.number,
             values=trial.parameters,
@@ -63,7 +63,7 @@ def stored_trials(store: Store, sweep: SweepRecord) -> Iterator[StoredTrial]:
             state=trial.state,
             reason=trial.reason,
             value=trial.value,
-            curve={row.epoch: row.metrics[metric] for row in measured if metric in row.metrics},
+            curve=curves.get(trial.number, {}),
             started_at=trial.started_at,
             finished_at=trial.finished_at,
         )

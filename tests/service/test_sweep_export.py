@@ -23,7 +23,7 @@ from pyarrow import parquet
 from sqlalchemy import insert
 
 from care_sweep.spec import Measurement, SweepState, TrialConfig, TrialState
-from care_sweep.store import Lease
+from care_sweep.store import Lease, observe_transactions
 from care_sweep.store.database import writing
 from care_sweep.store.schema import measurements, trials
 from service import export, export_rows
@@ -261,6 +261,21 @@ def test_refusals(http: TestClient, varied: str) -> None:
 
 
 # --- how much it takes ---
+
+
+def test_a_study_takes_as_many_transactions_however_many_trials(
+    http: TestClient, fabricate: Fabricator
+) -> None:
+    kinds: list[str] = []
+    observe_transactions(fabricate.store.engine, lambda kind, _: kinds.append(kind))
+
+    def num_transactions(num_trials: int) -> int:
+        sweep_id = fabricate.finished([0.1] * num_trials)
+        kinds.clear()
+        _exported(http, sweep_id, "optuna")
+        return len(kinds)
+
+    assert num_transactions(2) == num_transactions(12)
 
 
 @pytest.mark.slow
