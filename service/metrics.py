@@ -72,7 +72,7 @@ class StoreCollector(Collector):
         up = GaugeMetricFamily("care_sweep_store_up", "Whether the database answers; without it others lack")
         try:
             found = installation_figures(self._store.engine, most_held=_MOST_HELD)
-            cluster = next(iter(self._store.clusters()), None)
+            cluster = self._store.cluster()
         except DatabaseUnavailable:
             up.add_metric((), 0)
             yield up
@@ -133,6 +133,8 @@ def _of_cluster(record: ClusterRecord, now: float) -> Iterator[Metric]:
         "Since a runner last told of the Ray cluster, by the clocks of two machines",
         value=max(0.0, now - record.reported_at),
     )
+    if not record.is_known:
+        return
     for key, documentation in (
         ("resources", "What the Ray cluster has"),
         ("available", "What of it no trial holds"),

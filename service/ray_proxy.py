@@ -23,10 +23,6 @@ router = APIRouter(tags=["cluster"])
 _MOST_BYTES = 16 * 1024 * 1024  # of an answer: it is held whole, so that one too large is refused and not cut
 _MOST_SECONDS = 20.0
 _MOST_AT_ONCE = 16
-_REPORT_SECONDS = 60.0
-"""A runner tells of its cluster every 5 s. Where none has for so long, another's process may have the port,
-and must not be given the token."""
-
 _ADDRESS = re.compile(r"http://(?P<host>[a-z0-9][a-z0-9.-]{0,252}|\[[0-9a-f:.]{2,45}\]):[0-9]{1,5}")
 _NO_TLS = SSLContext(PROTOCOL_TLS_CLIENT)  # Ray's dashboard has none, and loading certificates takes 20 ms
 
@@ -79,11 +75,11 @@ class RayProxy:
             self._num_open -= 1
 
     def _where(self) -> tuple[str, dict[str, str]]:
-        """Its address, and the headers that it is asked with."""
-        newest = next(iter(self._store.clusters()), None)
-        if newest is None or self._store.clock() - newest.reported_at > _REPORT_SECONDS:
+        """Its address, and the headers that it is asked with: nobody else may be given Ray's token."""
+        cluster = self._store.cluster()
+        if cluster is None or not cluster.is_known:
             raise HTTPException(404, "no runner tells of a Ray cluster at present")
-        address = newest.report.get("dashboard_url")
+        address = cluster.report.get("dashboard_url")
         if not isinstance(address, str) or not _is_fit(address):
             raise HTTPException(404, "the Ray cluster has no dashboard that can be asked")
         headers = {"Accept-Encoding": "identity", "User-Agent": "care-sweep"}

@@ -230,8 +230,8 @@ class Trial(BaseModel):
 class Attempt(BaseModel):
     """One execution of a trial, why it ended, and where Ray's dashboard shows it.
 
-    The dashboard knows it while its cluster lives; the URLs are null before a worker has begun, and once no
-    runner tells of that cluster any more.
+    The dashboard knows it while its cluster lives; the URLs, below `/ray/` of the service, are null before a
+    worker has begun, and where that shows another cluster or, for no runner tells of one, none.
     """
 
     attempt: int
@@ -243,8 +243,8 @@ class Attempt(BaseModel):
     log_url: str | None = Field(description="of what the actor's process has printed")
 
     @classmethod
-    def of(cls, record: AttemptRecord, clusters: Sequence[ClusterRecord]) -> Self:
-        actor, log = _shown_by_ray(record.place, clusters)
+    def of(cls, record: AttemptRecord, cluster: ClusterRecord | None) -> Self:
+        actor, log = _shown_by_ray(record.place, cluster)
         return cls(
             attempt=record.attempt,
             started_at=_moment(record.started_at),
@@ -263,9 +263,9 @@ class TrialDetail(Trial):
 
     @classmethod
     def with_attempts(
-        cls, record: TrialRecord, attempts: Sequence[AttemptRecord], clusters: Sequence[ClusterRecord]
+        cls, record: TrialRecord, attempts: Sequence[AttemptRecord], cluster: ClusterRecord | None
     ) -> Self:
-        return cls(**cls.fields_of(record), attempts=[Attempt.of(one, clusters) for one in attempts])
+        return cls(**cls.fields_of(record), attempts=[Attempt.of(one, cluster) for one in attempts])
 
 
 class TrialPage(BaseModel):
@@ -348,7 +348,10 @@ class Node(BaseModel):
 
 
 class Cluster(BaseModel):
-    """What a runner last saw of the Ray cluster; empty where none has reported."""
+    """What a runner sees of the Ray cluster; empty where none tells of one.
+
+    A report that is too old to be true says only whose it was and when it came.
+    """
 
     reported_at: datetime | None = None
     age_seconds: float | None = None
@@ -365,11 +368,15 @@ class Cluster(BaseModel):
             reported_at=_moment(record.reported_at),
             age_seconds=round(max(0.0, now - record.reported_at), 3),
             runner=record.runner,
-            **{key: value for key, value in record.report.items() if key in _REPORTED and value is not None},
+            **(_reported(record) if record.is_known else {}),
         )
 
 
 _REPORTED = ("ray_version", "dashboard_url", "nodes", "resources", "available")
+
+
+def _reported(record: ClusterRecord) -> dict[str, Any]:
+    return {key: value for key, value in record.report.items() if key in _REPORTED and value is not None}
 
 
 class Status(BaseModel):
@@ -379,15 +386,15 @@ class Status(BaseModel):
     version: str
 
 
-def _shown_by_ray(place: Place | None, clusters: Sequence[ClusterRecord]) -> tuple[str | None, str | None]:
-    """The pages of an actor and of its log, in the dashboard of the cluster that has its node."""
-    if place is not None:
-        for cluster in clusters:
-            dashboard = cluster.report.get("dashboard_url")
-            if dashboard and any(node["id"] == place.node_id for node in cluster.report.get("nodes", ())):
-                log = f"{dashboard}/#/logs/viewer?nodeId={place.node_id}&fileName={place.log_name}"
-                return f"{dashboard}/#/actors/{place.actor_id}", log if place.log_name else None
-    return None, None
+def _shown_by_ray(place: Place | None, cluster: ClusterRecord | None) -> tuple[str | None, str | None]:
+    """The pages of an actor and of its log, where `/ray/` shows the cluster with its node."""
+    if place is None or cluster is None or not cluster.is_known:
+        return None, None
+    has_its_node = any(node["id"] == place.node_id for node in cluster.report.get("nodes", ()))
+    if not has_its_node or not cluster.report.get("dashboard_url"):
+        return None, None
+    log = f"/ray/#/logs/viewer?nodeId={place.node_id}&fileName={place.log_name}"
+    return f"/ray/#/actors/{place.actor_id}", log if place.log_name else None
 
 
 def _moment(seconds: float) -> datetime:

@@ -14,8 +14,6 @@ from service.body import Sent
 
 __all__ = ["accept", "submit"]
 
-_CLUSTER_IS_KNOWN_SECONDS = 60
-
 
 def submit(
     body: Sent, settings: Settings, store: Store, idempotency_key: str | None
@@ -42,7 +40,7 @@ def accept(body: Sent, settings: Settings, store: Store) -> SweepSpec:
         InvalidDocument: it is malformed, its images are not here, or the cluster can never run its trials.
     """
     spec = resolve_sweep(read_document(body.text))
-    problems = [*_dataset_problems(spec, settings), *_resource_problems(spec, _known_cluster(store))]
+    problems = [*_dataset_problems(spec, settings), *_resource_problems(spec, store.cluster())]
     if problems:
         raise InvalidDocument(problems)
     return spec
@@ -63,17 +61,10 @@ def _dataset_problems(spec: SweepSpec, settings: Settings) -> Iterator[Problem]:
         yield Problem("/space/fixed/dataset", str(error), shorten(name))
 
 
-def _known_cluster(store: Store) -> ClusterRecord | None:
-    newest = next(iter(store.clusters()), None)
-    if newest is None or abs(store.clock() - newest.reported_at) > _CLUSTER_IS_KNOWN_SECONDS:
-        return None
-    return newest
-
-
 def _resource_problems(spec: SweepSpec, cluster: ClusterRecord | None) -> Iterator[Problem]:
-    """Ray waits for ever for what no node has. A cluster that nobody reported may have anything, and so may
-    one without a worker: an autoscaler has taken them all, or they start again."""
-    nodes: Sequence[Any] = [] if cluster is None else cluster.report.get("nodes", [])
+    """Ray waits for ever for what no node has. A cluster that nobody knows may have anything, and so may one
+    without a worker: an autoscaler has taken them all, or they start again."""
+    nodes: Sequence[Any] = cluster.report.get("nodes", []) if cluster is not None and cluster.is_known else []
     alive = [node["resources"] for node in nodes if node["is_alive"]]
     wanted = spec.resources
     most_cpus = max((resources.get("cpus", 0) for resources in alive), default=0)

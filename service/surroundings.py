@@ -33,8 +33,8 @@ def get_space(name: str) -> SearchSpace:
 
 @router.get("/v1/cluster", tags=["cluster"])
 def cluster(store: StoreHeld) -> Cluster:
-    """The Ray cluster as a runner last saw it, and where its dashboard is."""
-    newest = next(iter(store.clusters()), None)
+    """The Ray cluster that a runner tells of, and where its dashboard is."""
+    newest = store.cluster()
     return Cluster() if newest is None else Cluster.of(newest, store.clock())
 
 

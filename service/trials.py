@@ -35,7 +35,7 @@ def list_trials(
 def get_trial(sweep_id: SweepId, number: TrialNumber, store: StoreHeld) -> TrialDetail:
     """One trial, with each of its attempts."""
     attempts = store.attempts(sweep_id, number)
-    return TrialDetail.with_attempts(store.trial(sweep_id, number), attempts, store.clusters())
+    return TrialDetail.with_attempts(store.trial(sweep_id, number), attempts, store.cluster())
 
 
 @router.get("/{number}/measurements", responses=answers(404, 503))

@@ -279,8 +279,13 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class ClusterRecord:
-    """What a runner last saw of its Ray cluster."""
+    """What a runner last saw of its Ray cluster.
+
+    `is_known` says whether that can still be so: a runner tells every 5 s. Of a cluster that none has told of
+    for a minute nobody knows whether it is there, and another's process may have its ports.
+    """
 
     runner: str
     report: Mapping[str, Any]
     reported_at: float
+    is_known: bool

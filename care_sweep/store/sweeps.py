@@ -60,6 +60,7 @@ from care_sweep.store.transitions import Move, state_after, states_before
 __all__ = ["Store"]
 
 _REPORT_KEPT_SECONDS = 3600
+_CLUSTER_IS_KNOWN_SECONDS = 60  # or ahead of us: the clocks are of two machines
 _ROWS_AT_A_TIME = 1000
 
 
@@ -424,11 +425,15 @@ class Store:
         with reading(self.engine) as connection:
             return demands_of_all(connection)
 
-    def clusters(self) -> Sequence[ClusterRecord]:
-        """What each runner last saw, the newest report first."""
-        query = select(clusters).order_by(clusters.c.reported_at.desc())
+    def cluster(self) -> ClusterRecord | None:
+        """What a runner saw, by the newest report; None where there is none."""
+        query = select(clusters).order_by(clusters.c.reported_at.desc()).limit(1)
         with reading(self.engine) as connection:
-            return [ClusterRecord(**row) for row in connection.execute(query).mappings()]
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            return None
+        is_known = abs(self.clock() - row["reported_at"]) <= _CLUSTER_IS_KNOWN_SECONDS
+        return ClusterRecord(**row, is_known=is_known)
 
     def last_measurement(self, sweep_id: str) -> int:
         """The event of the sweep's newest measurement, 0 before the first: it grows as the sweep gets on."""

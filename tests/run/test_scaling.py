@@ -185,8 +185,8 @@ def test_nodes_come_for_a_sweep_and_go_after_it(tmp_path: Path, version: int) ->
 
     def cpus() -> float | None:
         """Of the living nodes, as the runner has reported them last."""
-        seen = [cluster.report["nodes"] for cluster in store.clusters()]
-        alive = [node["resources"] for node in (seen[0] if seen else []) if node["is_alive"]]
+        seen = store.cluster()
+        alive = [node["resources"] for node in (seen.report["nodes"] if seen else []) if node["is_alive"]]
         return sum(resources.get("cpus", 0.0) for resources in alive) if alive else None
 
     with (

@@ -113,16 +113,14 @@ def test_a_sweep_ends_with_a_best_configuration_and_a_checkpoint_that_loads(
 
 def _see_in_rays_dashboard(attempt: Attempt, instance: Instance) -> None:
     """What the links lead to is what its pages ask for."""
-    assert attempt["dashboard_url"] and attempt["log_url"] and instance.token_path
-    base, _, actor = attempt["dashboard_url"].partition("/#/actors/")
-    assert base == instance.dashboard_url
+    assert attempt["dashboard_url"] and attempt["log_url"]
+    page, _, actor = attempt["dashboard_url"].partition("#/actors/")
     wanted = dict(parse_qsl(urlsplit(attempt["log_url"]).fragment.partition("?")[2]))
-    token = {"Authorization": f"Bearer {instance.token_path.read_text()}"}
-    with httpx2.Client(base_url=base, headers=token, timeout=30) as ray:
-        known = ray.get(f"/logical/actors/{actor}").json()["data"]["detail"]
+    with httpx2.Client(base_url=f"{instance.url}{page}", timeout=30) as ray:
+        known = ray.get(f"logical/actors/{actor}").json()["data"]["detail"]
         assert (known["actorId"], known["address"]["nodeId"]) == (actor, wanted["nodeId"])
         log = {"node_id": wanted["nodeId"], "filename": wanted["fileName"], "lines": "10"}
-        assert ray.get("/api/v0/logs/file", params=log).status_code == 200
+        assert ray.get("api/v0/logs/file", params=log).status_code == 200
 
 
 def test_a_trial_that_raises_diverges_or_is_killed_does_not_stop_the_sweep(

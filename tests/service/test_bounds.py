@@ -113,7 +113,7 @@ def test_so_has_an_answer_to_a_bug(settings: Settings, store: Store, monkeypatch
     def fail(_: Store) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Store, "clusters", fail)
+    monkeypatch.setattr(Store, "cluster", fail)
     with TestClient(create_app(settings, store), raise_server_exceptions=False) as http:
         answer = http.get("/v1/cluster")
     assert answer.status_code == 500

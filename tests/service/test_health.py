@@ -54,7 +54,7 @@ def test_another_disk_that_is_full_is_said(http: TestClient, monkeypatch: pytest
         def fail(_: Store, number: int = number) -> Any:
             raise OSError(number, os.strerror(number), "/somewhere")
 
-        monkeypatch.setattr(Store, "clusters", fail)
+        monkeypatch.setattr(Store, "cluster", fail)
         assert client.get("/v1/cluster").status_code == status
 
 

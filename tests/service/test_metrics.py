@@ -130,6 +130,11 @@ def test_the_cluster_is_as_a_runner_saw_it(http: TestClient, store: Store) -> No
     assert found["care_sweep_cluster_available", ("gpus",)] == 1
     assert found["care_sweep_cluster_nodes", ()] == 1
     assert found["care_sweep_cluster_report_age_seconds", ()] >= 0
+    store.clock = lambda: time.time() + 61
+    found = read(http)
+    assert {name for name, _ in found if name.startswith("care_sweep_cluster")} == {
+        "care_sweep_cluster_report_age_seconds"
+    }, "what it said may be true no more"
 
 
 def test_requests_are_counted_by_route_and_not_by_path(http: TestClient, fabricate: Fabricator) -> None:
@@ -154,7 +159,7 @@ def test_a_bug_is_counted(settings: Settings, store: Store, monkeypatch: pytest.
     def fail(_: Store) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Store, "clusters", fail)
+    monkeypatch.setattr(Store, "cluster", fail)
     http = TestClient(create_app(settings, store), raise_server_exceptions=False)
     assert http.get("/v1/cluster").status_code == 500
     monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,17 @@ def test_cluster(http: TestClient, fabricate: Fabricator) -> None:
     assert 0 <= cluster["age_seconds"] < 5
 
 
+def test_of_a_cluster_that_no_runner_tells_of_only_that_is_told(
+    http: TestClient, fabricate: Fabricator
+) -> None:
+    node = {"id": "n", "host": "here", "is_alive": True, "resources": {}}
+    fabricate.store.report_cluster("a runner", {"nodes": [node], "dashboard_url": "http://127.0.0.1:8265"})
+    fabricate.store.clock = lambda: time.time() + 61
+    cluster = http.get("/v1/cluster").json()
+    assert (cluster["runner"], cluster["nodes"], cluster["dashboard_url"]) == ("a runner", [], None)
+    assert cluster["age_seconds"] > 60
+
+
 def test_an_attempt_is_found_in_rays_dashboard_while_its_cluster_is(
     http: TestClient, fabricate: Fabricator
 ) -> None:
@@ -230,11 +242,12 @@ def test_an_attempt_is_found_in_rays_dashboard_while_its_cluster_is(
     report("a runner", "b2", 8265)
     assert links() == (None, None), "no worker has begun"
     lease.place_attempt(0, 1, Place(actor_id="a1", node_id="b2", log_name="worker-c3.out"))
+    assert links() == ("/ray/#/actors/a1", "/ray/#/logs/viewer?nodeId=b2&fileName=worker-c3.out")
+    fabricate.store.clock = lambda: time.time() + 61
+    assert links() == (None, None), "no runner tells of it any more"
+    fabricate.store.clock = time.time
     report("a runner of another cluster", "d4", 8266)
-    assert links() == (
-        "http://127.0.0.1:8265/#/actors/a1",
-        "http://127.0.0.1:8265/#/logs/viewer?nodeId=b2&fileName=worker-c3.out",
-    )
+    assert links() == (None, None), "/ray/ shows another one"
     report("a runner", "e5", 8265)
     assert links() == (None, None), "the cluster was started anew"
 

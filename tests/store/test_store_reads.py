@@ -20,7 +20,7 @@ from situations import (
 
 from care_sweep.errors import NotFound
 from care_sweep.spec import SweepState, TrialState
-from care_sweep.store import Lease, MeasurementRecord, OutcomeRecord, Page, Store
+from care_sweep.store import ClusterRecord, Lease, MeasurementRecord, OutcomeRecord, Page, Store
 
 _T = TypeVar("_T")
 
@@ -324,8 +324,8 @@ def test_any_life_of_a_sweep_is_as_its_events_tell_it(store: Store, life: list[t
 # --- clusters ---
 
 
-def test_each_runner_has_its_newest_report(store: Store, clock: Clock) -> None:
-    assert store.clusters() == []
+def test_the_newest_report_is_the_cluster_while_it_can_be_true(store: Store, clock: Clock) -> None:
+    assert store.cluster() is None
     store.report_cluster("a", {"nodes": []})
     clock.now += 1
     store.report_cluster("b", {"nodes": [{"cpus": 2.0}], "dashboard": None})
@@ -333,10 +333,10 @@ def test_each_runner_has_its_newest_report(store: Store, clock: Clock) -> None:
     store.report_cluster("a", {"nodes": [1, "ä"]})
     clock.now += 1
 
-    assert [(c.runner, c.report, c.reported_at) for c in store.clusters()] == [
-        ("a", {"nodes": [1, "ä"]}, clock.now - 1),
-        ("b", {"nodes": [{"cpus": 2.0}], "dashboard": None}, clock.now - 2),
-    ]
+    reported_at = clock.now - 1
+    for seconds, is_known in ((1, True), (60, True), (61, False), (-60, True), (-61, False)):
+        clock.now = reported_at + seconds
+        assert store.cluster() == ClusterRecord("a", {"nodes": [1, "ä"]}, reported_at, is_known), seconds
 
 
 def test_a_store_that_answers_pings(store: Store) -> None:

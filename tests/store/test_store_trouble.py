@@ -313,7 +313,7 @@ def test_a_server_that_was_away_or_silent_is_used_again(postgresql_server: Postg
     store.ping()
     with postgresql_server.silent():
         _is_refused_within_five_seconds(store.ping)
-        _is_refused_within_five_seconds(store.clusters)  # those who come next need not find out again
+        _is_refused_within_five_seconds(store.cluster)  # those who come next need not find out again
         time.sleep(1.5)
         _is_refused_within_five_seconds(lease.renew)
     time.sleep(1.5)
