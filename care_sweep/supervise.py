@@ -36,6 +36,9 @@ _OF_CLIENTS = ("CARE_SWEEP_TOKEN", "CARE_SWEEP_TOKEN_PATH")
 _OF_THE_DATABASE = ("CARE_SWEEP_DATABASE_URL", "PG")
 """How the names of settings begin that lead to the database, libpq's too."""
 
+_REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Where this machine reaches a service that listens on all of its addresses."""
+
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,7 +52,8 @@ class Instance:
     """
 
     def __init__(self, settings: Settings, host: str, port: int, logs: Path) -> None:
-        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+        reached = _REACHED_BY.get(host, host)
+        self.url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
         self.log_directory = logs
         self.token_path: Path | None = None
         service = [sys.executable, "-m", "service", "--host", host, "--port", str(port)]

@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            print(f"listening on http://{_authority(host, port)}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -52,6 +52,10 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._closing.set()
         super().handle_exit(sig, frame)
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def main() -> int:
@@ -73,7 +77,8 @@ def main() -> int:
         tracer = tracer_provider()
         app = create_app(settings, store, names=names, requires_tokens=requires_tokens, tracer=tracer)
     except (OSError, OverflowError, DatabaseError, StorageError, InvalidDocument) as error:
-        print(f"the service cannot start on {arguments.host}:{arguments.port}: {error}", file=sys.stderr)
+        where = _authority(arguments.host, arguments.port)
+        print(f"the service cannot start on {where}: {error}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
         app,

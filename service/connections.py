@@ -52,8 +52,16 @@ class ImpatientProtocol(H11Protocol):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket whose connections send at once: asyncio sets that only where it made the socket."""
-    listening = socket.create_server((host, port), backlog=2048)
+    """A listening socket whose connections send at once: asyncio sets that only where it made the socket.
+
+    A name that has addresses of both families is taken for its IPv4 one, and `::` is IPv6 alone.
+
+    Raises:
+        OSError: the host has no address, or none of this machine's; the port is taken.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    listening = socket.create_server(address, family=family, backlog=2048)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 

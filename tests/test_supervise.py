@@ -57,7 +57,8 @@ class _Planned:
         (home / "raylet").symlink_to("/usr/bin/sleep")
         self.gate, port = home / "gate", free_port()
         self.gate.touch()
-        self.instance = Instance(Settings.from_environment({"CARE_SWEEP_HOME": str(home)}), "::", port, home)
+        settings = Settings.from_environment({"CARE_SWEEP_HOME": str(home)})
+        self.instance = Instance(settings, "0.0.0.0", port, home)  # noqa: S104
         self.instance.service.command = _server(port)
         self.instance.runner.command = _SLEEPS
         self.instance.plan_ray(home / "token", home / "scratch", self._ray)
@@ -104,6 +105,19 @@ def _pid(part: Part) -> int:
 @pytest.fixture
 def planned(tmp_path: Path) -> _Planned:
     return _Planned(tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("localhost", "http://localhost:80"),
+        ("::1", "http://[::1]:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104
+        ("::", "http://[::1]:80"),
+    ],
+)
+def test_where_the_service_is_found(tmp_path: Path, host: str, url: str) -> None:
+    assert Instance(Settings.from_environment({}), host, 80, tmp_path).url == url
 
 
 def test_two_that_start_at_once_at_the_same_port_both_come_up(tmp_path: Path) -> None:

@@ -180,7 +180,8 @@ class ServiceProcess:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith(f"listening on http://{self.host}:"), self.log_path.read_text()
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        assert line.startswith(f"listening on http://{host}:"), self.log_path.read_text()
         self.seconds_to_ready = time.monotonic() - started
         self.url = line.split()[-1].replace("0.0.0.0", "127.0.0.1")  # noqa: S104
 

@@ -11,16 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from conftest import ServiceProcess, opened, run_python, top_modules
+from conftest import ServiceProcess, opened, run_python, service_process, top_modules
 from fabrication import Fabricator, document
 
 from care_sweep.spec import SweepState
 from care_sweep.store.database import writing
+from care_sweep.supervise import Instance
 from service.connections import listen
 
 
@@ -66,6 +68,44 @@ def test_connections_send_at_once() -> None:
         listening.accept()[0] as accepted,
     ):
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def _has_ipv6() -> bool:
+    try:
+        listen("::1", 0).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no ::1")
+def test_it_listens_on_an_address_of_ipv6(tmp_path: Path) -> None:
+    """As on loopback of IPv4: nobody needs a token, and only its own names are answered."""
+    with (
+        service_process(tmp_path / "own", host="::1") as service,
+        httpx2.Client(base_url=service.url) as http,
+    ):
+        assert service.url.startswith("http://[::1]:")
+        assert Instance(service.settings, "::1", urlsplit(service.url).port or 0, tmp_path).url == service.url
+        assert http.get("/v1/sweeps").status_code == 200
+        assert http.get("/v1/sweeps", headers={"Host": "evil.example"}).status_code == 421
+
+
+def test_a_name_of_both_families_is_its_address_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` is both, and who reads `127.0.0.1` somewhere expects an answer there."""
+    both = [(socket.AF_INET6, ("::1", 0, 0, 0)), (socket.AF_INET, ("127.0.0.1", 0))]
+    found = [(family, socket.SOCK_STREAM, 6, "", address) for family, address in both]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with listen("localhost", 0) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_host_that_is_none_is_said(live: ServiceProcess) -> None:
+    environment = {**os.environ, "CARE_SWEEP_HOME": str(live.settings.home)}
+    command = [sys.executable, "-m", "service", "--host", "2001:db8::1"]  # of documentation, nobody's
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("the service cannot start on [2001:db8::1]:8484: ")
 
 
 def test_it_ends_soon_with_streams_open_and_finishes_what_is_in_flight(own_process: ServiceProcess) -> None:
