@@ -24,6 +24,7 @@ __all__ = [
     "SweepSummary",
     "Trial",
     "TrialDetail",
+    "WaitingPoint",
 ]
 
 
@@ -53,11 +54,19 @@ class Spent(TypedDict):
     gpu_hours: float
 
 
+class WaitingPoint(TypedDict):
+    """A configuration that was enqueued and has no trial yet."""
+
+    sequence: int
+    parameters: dict[str, Scalar]
+
+
 class Sweep(SweepSummary):
-    """A sweep with the whole document it runs (`SweepSpec`)."""
+    """A sweep with the whole document it runs (`SweepSpec`); of what was `enqueued` the next is first."""
 
     revision: int
     spent: Spent
+    enqueued: list[WaitingPoint]
     spec: dict[str, Any]
 
 

@@ -146,8 +146,12 @@ class Client:
         return cast("Sweep", self._connection.json_of(response))
 
     def enqueue(self, sweep_id: str, parameters: Mapping[str, Scalar]) -> Sweep:
-        """Have a configuration tried before what the search suggests."""
-        return self._post(path_of("sweeps", sweep_id, "trials"), {"parameters": dict(parameters)})
+        """Have a configuration tried before what the search suggests; the answer's `enqueued` has it."""
+        sent = _as_json({"parameters": dict(parameters)})
+        sent["headers"]["Idempotency-Key"] = secrets.token_hex(16)
+        path = path_of("sweeps", sweep_id, "trials")
+        response = self._connection.request("POST", path, is_safe=True, **sent)
+        return cast("Sweep", self._connection.json_of(response))
 
     def stop_trial(self, sweep_id: str, number: int) -> Sweep:
         """Cancel one open trial; a running one stops after its epoch."""
@@ -157,9 +161,8 @@ class Client:
         """Delete an ended sweep with all its artifacts."""
         self._connection.request("DELETE", path_of("sweeps", sweep_id), is_safe=False)
 
-    def _post(self, path: str, document: Mapping[str, Any] | None = None) -> Sweep:
-        sent = {} if document is None else _as_json(document)
-        response = self._connection.request("POST", path, is_safe=False, **sent)
+    def _post(self, path: str) -> Sweep:
+        response = self._connection.request("POST", path, is_safe=False)
         return cast("Sweep", self._connection.json_of(response))
 
     # --- what it has found ---

@@ -58,6 +58,7 @@ def sweep_view(sweep: Sweep, trials: Sequence[Trial]) -> RenderableType:
         ("space", sweep["space"]),
         ("metric", sweep["metric"]),
         ("trials", f"{count_states(sweep['trial_counts']) or 'none yet'}, of {sweep['num_trials']}"),
+        ("enqueued", Text("\n").join(parameters(one["parameters"]) for one in sweep["enqueued"])),
         ("created", _local(sweep["created_at"])),
         ("finished", _local(sweep["finished_at"])),
     )

@@ -1,5 +1,6 @@
 """Routes: what a user may want of a sweep that is there, and of one of its trials."""
 
+import hashlib
 import re
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from care_sweep.storage import Storage
 from care_sweep.store import SweepRecord
 from service.body import Body, described
 from service.problems import answers
-from service.request import StorageHeld, StoreHeld, SweepId, TrialNumber
+from service.request import IdempotencyKey, StorageHeld, StoreHeld, SweepId, TrialNumber
 from service.schemas import EnqueuedPoint, Sweep, SweepChange
 
 __all__ = ["router"]
@@ -89,11 +90,21 @@ def delete(sweep_id: SweepId, store: StoreHeld, storage: StorageHeld) -> None:
     responses=answers(403, 404, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=described("EnqueuedPoint", {"parameters": {"temperature": 0.2}}),
 )
-def enqueue(sweep_id: SweepId, body: Body, store: StoreHeld, response: Response) -> Sweep:
-    """Have a configuration tried before what the search suggests; it takes one of `num_trials`."""
+def enqueue(
+    sweep_id: SweepId,
+    body: Body,
+    store: StoreHeld,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Sweep:
+    """Have a configuration tried before what the search suggests; it takes one of `num_trials`.
+
+    The answer's `enqueued` has it, until its trial begins.
+    """
     point = parse(EnqueuedPoint, read_document(body.text))
-    space = store.sweep(sweep_id).spec.space
-    record = store.control.enqueue(sweep_id, _inside(space, point))
+    values = _inside(store.sweep(sweep_id).spec.space, point)
+    asked = hashlib.sha256(f"{sweep_id} {body.sha256}".encode()).hexdigest()
+    record = store.control.enqueue(sweep_id, values, idempotency_key=idempotency_key, request_sha256=asked)
     return Sweep.tagged(record, response)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
@@ -15,6 +15,7 @@ from service.access import CallerHeld
 from service.readiness import Readiness
 
 __all__ = [
+    "IdempotencyKey",
     "PageSize",
     "PageToken",
     "ReadinessHeld",
@@ -75,6 +76,14 @@ SettingsHeld = Annotated[Settings, Depends(_settings)]
 StorageHeld = Annotated[Storage, Depends(_storage)]
 ReadinessHeld = Annotated[Readiness, Depends(_readiness)]
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="names this request for 24 hours: sent again, it makes nothing new and answers the sweep",
+    ),
+]
 SweepId = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="the id that a submission answered")
 ]

@@ -40,6 +40,7 @@ __all__ = [
     "Trial",
     "TrialDetail",
     "TrialPage",
+    "WaitingPoint",
 ]
 
 
@@ -116,17 +117,35 @@ class Spent(BaseModel):
     gpu_hours: float
 
 
+class WaitingPoint(BaseModel):
+    """A configuration that was enqueued and has no trial yet; `sequence` is its own among all of them."""
+
+    sequence: int
+    parameters: dict[str, Scalar]
+
+
 class Sweep(SweepSummary):
     """A sweep with the whole document it runs."""
 
     revision: int = Field(description="counts what users have changed; its ETag")
     spent: Spent
+    enqueued: list[WaitingPoint] = Field(description="what users enqueued, the next one first")
     spec: SweepSpec
 
     @classmethod
     def of(cls, record: SweepRecord) -> Self:
         spent = Spent(seconds=record.active_seconds, gpu_hours=record.gpu_seconds / 3600)
-        return cls(**cls.fields_of(record), revision=record.revision, spent=spent, spec=record.spec)
+        points = [
+            WaitingPoint(sequence=sequence, parameters=dict(parameters))
+            for sequence, parameters in record.enqueued.items()
+        ]
+        return cls(
+            **cls.fields_of(record),
+            revision=record.revision,
+            spent=spent,
+            enqueued=points,
+            spec=record.spec,
+        )
 
     @classmethod
     def tagged(cls, record: SweepRecord, response: Response) -> Self:

@@ -12,7 +12,15 @@ from service.access import IsOver
 from service.body import Body, described
 from service.events import follow
 from service.problems import answers
-from service.request import PageSize, PageToken, SettingsHeld, StorageHeld, StoreHeld, SweepId
+from service.request import (
+    IdempotencyKey,
+    PageSize,
+    PageToken,
+    SettingsHeld,
+    StorageHeld,
+    StoreHeld,
+    SweepId,
+)
 from service.schemas import Best, Resolved, Sweep, SweepPage, SweepSummary
 
 __all__ = ["router"]
@@ -21,14 +29,6 @@ router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 
 _EXAMPLE = {"name": "first-look", "space": "cifar10-mini", "num_trials": 20, "priority": 1.0}
 
-_IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x21-\x7e]{1,255}$",
-        description="names this submission for 24 hours: sent again, it answers the sweep it made at first",
-    ),
-]
 _Sequence = Annotated[int, Query(ge=0, lt=2**63, description="only events after this one")]
 _LastEventId = Annotated[
     int | None,
@@ -51,7 +51,7 @@ def submit(
     store: StoreHeld,
     settings: SettingsHeld,
     response: Response,
-    idempotency_key: _IdempotencyKey = None,
+    idempotency_key: IdempotencyKey = None,
     validate_only: Annotated[bool, Query(description="answer the resolved sweep and write nothing")] = False,
 ) -> Sweep | Resolved:
     """Submit a sweep, as JSON or YAML. What was answered with 201 is durable."""

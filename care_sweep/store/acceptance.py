@@ -1,11 +1,11 @@
-"""Was a submission accepted before, and if not, may it be? Inside a transaction."""
+"""Was a request accepted before, and if not, may a submission be? Inside a transaction."""
 
 import secrets
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
-from care_sweep.errors import IdempotencyKeyReused
+from care_sweep.errors import IdempotencyKeyReused, RequestUnderWay
 from care_sweep.spec import SweepSpec, SweepState
 from care_sweep.store.audit import note
 from care_sweep.store.demands import require_quota
@@ -14,7 +14,7 @@ from care_sweep.store.records import Caller, SweepRecord
 from care_sweep.store.rows import sweep_of, sweep_record
 from care_sweep.store.schema import LOCAL_OWNER, idempotency_keys, sweeps
 
-__all__ = ["accept", "accepted_as"]
+__all__ = ["accept", "accepted_as", "keep_key", "under_way"]
 
 _KEY_SECONDS = 24 * 3600
 
@@ -37,6 +37,26 @@ def accepted_as(
     return sweep_of(connection, row["sweep_id"], caller)
 
 
+def keep_key(
+    connection: Connection, caller: Caller | None, key: str, body_sha256: str, sweep_id: str, now: float
+) -> None:
+    """Have the caller's key and body be accepted as this sweep's for 24 hours; older keys are dropped.
+
+    Raises:
+        IntegrityError: another transaction has kept the key meanwhile.
+    """
+    connection.execute(idempotency_keys.delete().where(idempotency_keys.c.created_at < now - _KEY_SECONDS))
+    kept = {"owner": _owner(caller), "key": key, "body_sha256": body_sha256, "sweep_id": sweep_id}
+    connection.execute(insert(idempotency_keys), {**kept, "created_at": now})
+
+
+def under_way(key: str) -> RequestUnderWay:
+    """The refusal of a request whose twin may not have been answered yet."""
+    return RequestUnderWay(
+        f"a request with the Idempotency-Key {key!r} may still be under way; send it again"
+    )
+
+
 def accept(
     connection: Connection,
     caller: Caller | None,
@@ -52,8 +72,6 @@ def accept(
         QuotaExceeded: the caller's token may have no further sweep.
     """
     if idempotency_key is not None:
-        expired = idempotency_keys.c.created_at < now - _KEY_SECONDS
-        connection.execute(idempotency_keys.delete().where(expired))
         known = accepted_as(connection, caller, idempotency_key, body_sha256, now)
         if known is not None:
             return known, False
@@ -64,12 +82,10 @@ def accept(
     row |= {"priority": spec.priority, "token_id": None if caller is None else caller.token_id}
     inserted = connection.execute(insert(sweeps).returning(sweeps), row).mappings().one()
     if idempotency_key is not None:
-        made = {"owner": _owner(caller), "key": idempotency_key, "body_sha256": body_sha256}
-        made |= {"sweep_id": sweep_id}
-        connection.execute(insert(idempotency_keys), {**made, "created_at": now})
+        keep_key(connection, caller, idempotency_key, body_sha256, sweep_id, now)
     note(connection, caller, "submit", sweep_id, SweepState.QUEUED, now)
     add_event(connection, sweep_id, "sweep", {"state": SweepState.QUEUED}, now)
-    return sweep_record({**inserted, "spec": spec}, {}), True
+    return sweep_record({**inserted, "spec": spec}, {}, {}), True
 
 
 def _owner(caller: Caller | None) -> str:

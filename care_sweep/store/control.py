@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from care_sweep.errors import Conflict, NotFound, RevisionMismatch
 from care_sweep.spec import Scalar, SweepSpec, SweepState, TrialState
+from care_sweep.store.acceptance import accepted_as, keep_key, under_way
 from care_sweep.store.audit import note
-from care_sweep.store.database import writing
+from care_sweep.store.database import reading, writing
 from care_sweep.store.demands import require_quota
 from care_sweep.store.ending import add_event, end_sweep, end_trial, let_go
 from care_sweep.store.records import Caller, SweepRecord
@@ -78,7 +80,7 @@ class Control:
                     f"the sweep has revision {before.revision}, not {revision}: read it again and decide anew"
                 )
             spec = revise(before.spec)
-            num_begun, num_waiting = sum(before.trial_counts.values()), _num_waiting(connection, sweep_id)
+            num_begun, num_waiting = sum(before.trial_counts.values()), len(before.enqueued)
             if spec.num_trials < num_begun + num_waiting:
                 enqueued_too = f" and the {num_waiting} enqueued" if num_waiting else ""
                 raise Conflict(
@@ -110,10 +112,43 @@ class Control:
                 add_event(connection, sweep_id, "sweep", {"state": after}, now)
             return sweep_of(connection, sweep_id)
 
-    def enqueue(self, sweep_id: str, parameters: Mapping[str, Scalar]) -> SweepRecord:
-        """Have a configuration tried before what the search suggests; it takes one of `num_trials`."""
+    def enqueue(
+        self,
+        sweep_id: str,
+        parameters: Mapping[str, Scalar],
+        *,
+        idempotency_key: str | None = None,
+        request_sha256: str = "",
+    ) -> SweepRecord:
+        """Have a configuration tried before what the search suggests; it takes one of `num_trials`.
+
+        The same key and request of one owner within 24 hours enqueue it once, whatever has become of it.
+
+        Args:
+            request_sha256: of what was asked, the sweep's id too.
+
+        Raises:
+            IdempotencyKeyReused: the key was used with another request.
+            RequestUnderWay: the same request was accepted at the same time.
+        """
+        if idempotency_key is None:
+            return self._enqueue(sweep_id, parameters)
+        with reading(self._engine) as connection:
+            known = accepted_as(connection, self._caller, idempotency_key, request_sha256, self._clock())
+        if known is not None:
+            return known
+        try:
+            return self._enqueue(sweep_id, parameters, (idempotency_key, request_sha256))
+        except IntegrityError as error:
+            raise under_way(idempotency_key) from error
+
+    def _enqueue(
+        self, sweep_id: str, parameters: Mapping[str, Scalar], kept: tuple[str, str] | None = None
+    ) -> SweepRecord:
         with self._moving(sweep_id, Move.ENQUEUE) as (connection, before):
-            num_waiting = _num_waiting(connection, sweep_id)
+            if kept is not None:
+                keep_key(connection, self._caller, *kept, sweep_id, self._clock())
+            num_waiting = len(before.enqueued)
             num_taken = sum(before.trial_counts.values()) + num_waiting
             num_taken = max(num_taken, len(before.spec.space.baselines) + num_waiting)
             if num_taken >= before.spec.num_trials:
@@ -176,9 +211,3 @@ class Control:
             yield connection, before
             outcome = connection.execute(select(sweeps.c.state).where(this)).scalar() or "DELETED"
             note(connection, self._caller, move, sweep_id + part, outcome, self._clock())
-
-
-def _num_waiting(connection: Connection, sweep_id: str) -> int:
-    """How many enqueued points no trial was made of yet."""
-    waiting = (enqueued.c.sweep_id == sweep_id) & enqueued.c.trial_number.is_(None)
-    return int(connection.execute(select(func.count()).where(waiting)).scalar_one())

@@ -6,14 +6,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, func, select, true
 
 from care_sweep.errors import NotFound
-from care_sweep.spec import CheckpointReference, Place, SweepSpec, SweepState, TrialState
+from care_sweep.spec import CheckpointReference, Place, Scalar, SweepSpec, SweepState, TrialState
 from care_sweep.store.records import AttemptRecord, Caller, Scope, SweepRecord, TrialRecord
-from care_sweep.store.schema import measurements, sweeps, trials
+from care_sweep.store.schema import enqueued, measurements, sweeps, trials
 
 __all__ = [
     "WHOLE_TRIALS",
     "attempt_record",
     "counts_of_trials",
+    "enqueued_points",
     "state_of",
     "sweep_of",
     "sweep_record",
@@ -59,7 +60,8 @@ def sweep_of(connection: Connection, sweep_id: str, caller: Caller | None = None
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise _no_such(sweep_id)
-    return sweep_record(row, counts_of_trials(connection, [sweep_id])[sweep_id])
+    counts, points = counts_of_trials(connection, [sweep_id]), enqueued_points(connection, [sweep_id])
+    return sweep_record(row, counts[sweep_id], points[sweep_id])
 
 
 def counts_of_trials(
@@ -77,12 +79,31 @@ def counts_of_trials(
     return counts
 
 
-def sweep_record(row: RowMapping | Mapping[str, Any], trial_counts: Mapping[TrialState, int]) -> SweepRecord:
+def enqueued_points(
+    connection: Connection, sweep_ids: Sequence[str]
+) -> Mapping[str, Mapping[int, Mapping[str, Scalar]]]:
+    """What users enqueued of each sweep and no trial was made of yet, by sequence, first to last."""
+    points: dict[str, dict[int, Mapping[str, Scalar]]] = {sweep_id: {} for sweep_id in sweep_ids}
+    query = (
+        select(enqueued.c.sweep_id, enqueued.c.sequence, enqueued.c.parameters)
+        .where(enqueued.c.sweep_id.in_(list(sweep_ids)), enqueued.c.trial_number.is_(None))
+        .order_by(enqueued.c.sequence)
+    )
+    for sweep_id, sequence, parameters in connection.execute(query):
+        points[sweep_id][sequence] = parameters
+    return points
+
+
+def sweep_record(
+    row: RowMapping | Mapping[str, Any],
+    trial_counts: Mapping[TrialState, int],
+    enqueued: Mapping[int, Mapping[str, Scalar]],
+) -> SweepRecord:
     """A whole row of `sweeps`."""
     fields = {key: value for key, value in row.items() if key != "sequence"}
     fields["spec"] = SweepSpec.model_validate(row["spec"])
     fields["state"] = SweepState(row["state"])
-    return SweepRecord(**fields, trial_counts=trial_counts)
+    return SweepRecord(**fields, trial_counts=trial_counts, enqueued=enqueued)
 
 
 def _no_such(sweep_id: str) -> NotFound:

@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, case, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from care_sweep.errors import DatabaseBusy, NotFound, RequestUnderWay
+from care_sweep.errors import DatabaseBusy, NotFound
 from care_sweep.spec import SweepSpec, SweepState, TrialState
-from care_sweep.store.acceptance import accept, accepted_as
+from care_sweep.store.acceptance import accept, accepted_as, under_way
 from care_sweep.store.control import Control
 from care_sweep.store.database import reading, writing
 from care_sweep.store.demands import demands_of_all
@@ -39,6 +39,7 @@ from care_sweep.store.rows import (
     WHOLE_TRIALS,
     attempt_record,
     counts_of_trials,
+    enqueued_points,
     state_of,
     sweep_of,
     sweep_record,
@@ -48,7 +49,6 @@ from care_sweep.store.rows import (
 from care_sweep.store.schema import (
     attempts,
     clusters,
-    enqueued,
     events,
     measurements,
     sweeps,
@@ -117,8 +117,9 @@ class Store:
             except DatabaseBusy as error:
                 if idempotency_key is None:
                     raise
-                raise _under_way(idempotency_key) from error
-        raise _under_way(idempotency_key)
+                raise under_way(idempotency_key) from error
+        assert idempotency_key is not None, "without one nothing collides"
+        raise under_way(idempotency_key)
 
     def submitted(self, idempotency_key: str, body_sha256: str) -> SweepRecord | None:
         """The sweep that this key and body were accepted as within 24 hours, if they were. Waits for nobody.
@@ -228,18 +229,13 @@ class Store:
                 return None
             still_open = (trials.c.sweep_id == sweep_id) & trials.c.state.in_(OPEN_STATES)
             to_stop = select(trials.c.number).where(still_open, trials.c.is_stop_requested)
-            waiting = (enqueued.c.sweep_id == sweep_id) & enqueued.c.trial_number.is_(None)
-            points = select(enqueued.c.sequence, enqueued.c.parameters).where(waiting)
             return Wishes(
                 revision=row.revision,
                 state=SweepState(row.state),
                 reason=row.reason,
                 spec=SweepSpec.model_validate(row.spec),
                 stop_requested=frozenset(connection.execute(to_stop).scalars()),
-                enqueued={
-                    point.sequence: point.parameters
-                    for point in connection.execute(points.order_by(enqueued.c.sequence))
-                },
+                enqueued=enqueued_points(connection, [sweep_id])[sweep_id],
             )
 
     def sweeps(
@@ -264,9 +260,11 @@ class Store:
             query = query.where(sweeps.c.sequence > last if oldest_first else sweeps.c.sequence < last)
         with reading(self.engine) as connection:
             rows = connection.execute(query).mappings().all()
-            counts = counts_of_trials(connection, [row["id"] for row in rows[:page_size]])
+            ids = [row["id"] for row in rows[:page_size]]
+            counts, points = counts_of_trials(connection, ids), enqueued_points(connection, ids)
         more = str(rows[page_size - 1]["sequence"]) if len(rows) > page_size else None
-        return Page([sweep_record(row, counts[row["id"]]) for row in rows[:page_size]], more)
+        shown = [sweep_record(row, counts[row["id"]], points[row["id"]]) for row in rows[:page_size]]
+        return Page(shown, more)
 
     def trials(
         self,
@@ -447,12 +445,6 @@ class Store:
         """Return if the database answers and can be written. Raises DatabaseUnavailable otherwise."""
         with writing(self.engine) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
-
-
-def _under_way(idempotency_key: str | None) -> RequestUnderWay:
-    return RequestUnderWay(
-        f"a request with the Idempotency-Key {idempotency_key!r} may still be under way; send it again"
-    )
 
 
 def _number(page_token: str) -> int:

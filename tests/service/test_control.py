@@ -127,6 +127,33 @@ def test_a_point_is_enqueued_with_its_defaults(http: TestClient, fabricate: Fabr
     assert list(wishes.enqueued.values()) == [{"temperature": 0.25, "equivariance_weight": 0.3}]
 
 
+def test_what_waits_is_told_in_order(http: TestClient, fabricate: Fabricator) -> None:
+    sweep = _sweep(fabricate)
+    assert http.get(sweep).json()["enqueued"] == []
+    for value in (0.25, 0.125):
+        answer = http.post(f"{sweep}/trials", json={"parameters": {"temperature": value}}).json()
+    assert [point["parameters"]["temperature"] for point in answer["enqueued"]] == [0.25, 0.125]
+    first, second = (point["sequence"] for point in answer["enqueued"])
+    assert first < second
+    assert http.get(sweep).json()["enqueued"] == answer["enqueued"]
+
+
+def test_a_repeat_with_the_same_key_enqueues_nothing_more(http: TestClient, fabricate: Fabricator) -> None:
+    sweep, other = _sweep(fabricate), _sweep(fabricate)
+
+    def enqueue(sweep: str, value: float) -> Any:
+        headers = {"Idempotency-Key": "a-key"}
+        return http.post(f"{sweep}/trials", json={"parameters": {"temperature": value}}, headers=headers)
+
+    answers = [enqueue(sweep, 0.25) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].json() == answers[1].json()
+    for reused in (enqueue(sweep, 0.5), enqueue(other, 0.25)):
+        assert "take a new key" in _problem(reused, 422)["detail"]
+    assert len(http.get(sweep).json()["enqueued"]) == 1
+    assert http.get(other).json()["enqueued"] == []
+
+
 @pytest.mark.parametrize(
     ("point", "place", "words"),
     [
@@ -186,7 +213,8 @@ def test_the_client_controls(client: Client, live_fabricate: Fabricator) -> None
         client.change(sweep_id, {"num_trials": 7}, revision=changed["revision"] - 1)
     lease.start_attempt(0, 1, {"temperature": 0.5}, is_baseline=True)
     client.stop_trial(sweep_id, 0)
-    client.enqueue(sweep_id, {"temperature": 0.5})
+    (waiting,) = client.enqueue(sweep_id, {"temperature": 0.5})["enqueued"]
+    assert waiting["parameters"]["temperature"] == 0.5
     assert client.pause(sweep_id)["state"] == SweepState.PAUSED
     assert client.resume(sweep_id)["state"] == SweepState.QUEUED
     assert client.stop(sweep_id)["state"] == SweepState.SUCCEEDED
@@ -199,6 +227,7 @@ def test_a_person_controls(run: Run, live_fabricate: Fabricator) -> None:
     sweep_id = live_fabricate.claimed(budget={"max_seconds": 60.0}).sweep_id
     said = run("enqueue", sweep_id, "temperature=0.5", "equivariance_weight=0.1").stdout
     assert said == f"sweep {sweep_id} will try temperature=0.5 equivariance_weight=0.1\n"
+    assert "enqueued  temperature=0.5, equivariance_weight=0.1\n" in run("show", sweep_id).stdout
     assert run("extend", sweep_id, "--num-trials", "9", "--max-gpu-hours", "3").stdout.endswith("RUNNING\n")
     assert "changes nothing" in run("extend", sweep_id, status=1).stderr
     store = live_fabricate.store

@@ -32,6 +32,7 @@ def _sweep(name: str, **changes: Any) -> Any:
         "metric": "validation_knn_accuracy",
         "num_trials": 1000,
         "trial_counts": {"COMPLETE": 999},
+        "enqueued": [],
         "created_at": MOMENT,
         "finished_at": MOMENT,
     }
