@@ -21,7 +21,7 @@ from service.schemas import EnqueuedPoint, Sweep, SweepChange
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/sweeps/{sweep_id}", tags=["control"])
+router = APIRouter(prefix="/v1/sweeps/{sweep_id:segment}", tags=["control"])
 
 _IfMatch = Annotated[
     str | None,
@@ -108,7 +108,7 @@ def enqueue(
     return Sweep.tagged(record, response)
 
 
-@router.post("/trials/{number}:stop", status_code=202, responses=answers(403, 404, 409, 503, 507))
+@router.post("/trials/{number:segment}:stop", status_code=202, responses=answers(403, 404, 409, 503, 507))
 def stop_trial(sweep_id: SweepId, number: TrialNumber, store: StoreHeld, response: Response) -> Sweep:
     """Cancel one open trial; a running one stops after its epoch."""
     return Sweep.tagged(store.control.stop_trial(sweep_id, number), response)

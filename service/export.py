@@ -20,7 +20,7 @@ from service.tabular import write_csv, write_parquet
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/sweeps/{sweep_id}/export", tags=["sweeps"])
+router = APIRouter(prefix="/v1/sweeps/{sweep_id:segment}/export", tags=["sweeps"])
 
 _Format = Literal["csv", "parquet", "optuna"]
 _Rows = Literal["trials", "measurements"]

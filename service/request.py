@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from care_sweep.documents import pointer, shorten, unknown_keys
 from care_sweep.errors import InvalidDocument, Problem
@@ -26,6 +27,15 @@ __all__ = [
     "TrialNumber",
     "refuse_unfit_parameters",
 ]
+
+
+class _Segment(StringConvertor):
+    """What stands between slashes, up to the colon of a verb: in `/v1/sweeps/ID:verb` the id alone."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("segment", _Segment())
 
 
 async def refuse_unfit_parameters(request: Request) -> None:

@@ -77,13 +77,13 @@ def list_sweeps(
     return SweepPage(sweeps=[SweepSummary.of(one) for one in page.items], next_page_token=page.next_token)
 
 
-@router.get("/{sweep_id}", responses=answers(404, 503))
+@router.get("/{sweep_id:segment}", responses=answers(404, 503))
 def get_sweep(sweep_id: SweepId, store: StoreHeld, response: Response) -> Sweep:
     """One sweep, with the whole document it runs; its ETag is what If-Match of a change names."""
     return Sweep.tagged(store.sweep(sweep_id), response)
 
 
-@router.get("/{sweep_id}/best", responses=answers(404, 422, 503))
+@router.get("/{sweep_id:segment}/best", responses=answers(404, 422, 503))
 def best(
     sweep_id: SweepId,
     store: StoreHeld,
@@ -94,7 +94,7 @@ def best(
 
 
 @router.get(
-    "/{sweep_id}/checkpoints/best",
+    "/{sweep_id:segment}/checkpoints/best",
     response_class=Response,
     responses=artifacts.CHECKPOINT_RESPONSES,
 )
@@ -109,7 +109,7 @@ def _sweep_exists(sweep_id: SweepId, store: StoreHeld) -> None:
 
 
 @router.get(
-    "/{sweep_id}/events",
+    "/{sweep_id:segment}/events",
     response_class=EventSourceResponse,
     responses=answers(404, 422, 503),
     dependencies=[Depends(_sweep_exists)],

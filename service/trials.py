@@ -15,7 +15,7 @@ from service.schemas import Measurements, Trial, TrialDetail, TrialPage
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/sweeps/{sweep_id}/trials", tags=["trials"])
+router = APIRouter(prefix="/v1/sweeps/{sweep_id:segment}/trials", tags=["trials"])
 
 
 @router.get("", responses=answers(404, 422, 503))
@@ -31,21 +31,21 @@ def list_trials(
     return TrialPage(trials=[Trial.of(one) for one in page.items], next_page_token=page.next_token)
 
 
-@router.get("/{number}", responses=answers(404, 503))
+@router.get("/{number:segment}", responses=answers(404, 503))
 def get_trial(sweep_id: SweepId, number: TrialNumber, store: StoreHeld) -> TrialDetail:
     """One trial, with each of its attempts."""
     attempts = store.attempts(sweep_id, number)
     return TrialDetail.with_attempts(store.trial(sweep_id, number), attempts, store.cluster())
 
 
-@router.get("/{number}/measurements", responses=answers(404, 503))
+@router.get("/{number:segment}/measurements", responses=answers(404, 503))
 def measurements(sweep_id: SweepId, number: TrialNumber, store: StoreHeld) -> Measurements:
     """What each epoch reported."""
     store.trial(sweep_id, number)
     return Measurements.of(store.measurements(sweep_id, number))
 
 
-@router.get("/{number}/logs", response_class=PlainTextResponse, responses=LOG_RESPONSES)
+@router.get("/{number:segment}/logs", response_class=PlainTextResponse, responses=LOG_RESPONSES)
 def logs(
     sweep_id: SweepId,
     number: TrialNumber,
@@ -67,7 +67,7 @@ def logs(
     return log.followed(after, is_over) if follow else log.so_far(after)
 
 
-@router.get("/{number}/checkpoint", response_class=Response, responses=artifacts.CHECKPOINT_RESPONSES)
+@router.get("/{number:segment}/checkpoint", response_class=Response, responses=artifacts.CHECKPOINT_RESPONSES)
 def checkpoint(
     sweep_id: SweepId, number: TrialNumber, store: StoreHeld, storage: StorageHeld, request: Request
 ) -> Response:

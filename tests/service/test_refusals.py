@@ -160,6 +160,21 @@ def test_a_method_that_is_not_for_it(http: TestClient, method: str) -> None:
     assert response.headers["allow"] == "GET, POST"
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
+def test_a_verb_that_is_not_there(http: TestClient, fabricate: Fabricator, method: str) -> None:
+    """Otherwise the path would be that of a sweep, which takes other methods."""
+    here = f"/v1/sweeps/{fabricate.queued().id}"
+    for path in (f"{here}:extend", f"{here}/trials/0:retry", f"{here}:pause:pause"):
+        problem = _refusal(http.request(method, path), 404)
+        assert problem["detail"] == f"there is no {path}; /openapi.json lists what there is"
+    if method != "POST":
+        response = http.request(method, f"{here}:pause")
+        assert (_refusal(response, 405)["detail"], response.headers["allow"]) == (
+            f"{method} is not for {here}:pause; use POST",
+            "POST",
+        )
+
+
 @pytest.mark.parametrize(
     "query",
     [
