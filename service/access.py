@@ -6,13 +6,15 @@ Where no token is required, which is on a loopback address alone, everybody is o
 import logging
 import math
 import time
+from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, NoReturn
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.http import HTTPBase
 
 from care_sweep.store import Caller, Scope, Tokens
 from care_sweep.store.schema import LOCAL_OWNER
@@ -26,7 +28,7 @@ __all__ = [
     "authenticate",
     "authenticate_browser",
     "authenticate_watcher",
-    "limit_strangers",
+    "count",
 ]
 
 _REMEMBERED_SECONDS = 2.0
@@ -61,32 +63,38 @@ class Access:
         burst = max(1.0, requests_per_second * _BURST_SECONDS)
         self._limiter = RateLimiter(requests_per_second, burst=burst, monotonic=monotonic)
 
-    async def admit(self, token: str | None, peer: str) -> Caller:
-        """Who sends a request with this token, or without one, from this address.
+    def count(self, token: str | None, peer: str) -> None:
+        """Count a request from this address, with this token or without one, before anything is looked up.
 
-        An address that shows no good token is held to the rate of one, before anything is looked up for it;
-        tokens that were good before do not suffer for others at their address, which may be a proxy's.
+        One with a token that was good before counts for that token, any other one for its address: a token
+        does not suffer for others at its address, which may be a proxy's.
 
         Raises:
-            HTTPException: 401, it is nobody's; 429, it comes too soon.
+            HTTPException: 429, it comes too soon.
+        """
+        if not self.is_required:
+            return
+        caller, _ = self._remembered.get(token or "", (None, 0.0))
+        delay = self._limiter.take(peer if caller is None else f"token {caller.token_id}")
+        if delay > 0:
+            seconds = math.ceil(delay)
+            detail = f"too many requests; try again in {seconds} s"
+            raise HTTPException(429, detail, {"Retry-After": str(seconds)})
+
+    async def admit(self, token: str | None) -> Caller:
+        """Who sends a request with this token, or without one.
+
+        Raises:
+            HTTPException: 401, it is nobody's.
             DatabaseUnavailable: nobody knows at present.
         """
         if not self.is_required:
             return _EVERYBODY
-        if token not in self._remembered:
-            _require(self._limiter.delay(peer))
         caller = None if token is None else self._known(token) or await self._look_up(token)
         if caller is None:
-            self._limiter.take(peer)
             challenge = "Bearer" if token is None else 'Bearer error="invalid_token"'
             raise HTTPException(401, _REFUSED if token else _WANTED, {"WWW-Authenticate": challenge})
-        _require(self._limiter.take(f"token {caller.token_id}"))
         return caller
-
-    def limit(self, peer: str) -> None:
-        """Hold an address to the rate, where anybody may ask. Raises HTTPException 429."""
-        if self.is_required:
-            _require(self._limiter.take(peer))
 
     async def still_opens(self, token: str | None) -> bool:
         """Whether a token that opened something would open it still."""
@@ -108,27 +116,42 @@ class Access:
         return caller
 
 
-def _require(delay: float) -> None:
-    if delay > 0:
-        seconds = math.ceil(delay)
-        raise HTTPException(
-            429, f"too many requests; try again in {seconds} s", {"Retry-After": str(seconds)}
-        )
+def count(request: Request) -> None:
+    """Hold whoever sends a request to a rate. Raises HTTPException 429."""
+    access: Access = request.app.state.access
+    access.count(_token_shown(request), _peer(request))
+
+
+def _token_shown(request: Request) -> str | None:
+    """The token that a request shows, as itself or as the password of a browser."""
+    scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return shown.strip() or None
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return b64decode(shown, validate=True).decode("ascii").partition(":")[2] or None
+    except ValueError:  # it is not base64, or not of ASCII
+        return None
 
 
 _bearer = HTTPBearer(auto_error=False, description="what `care-sweep token create` printed")
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
+def _token_of(credentials: HTTPAuthorizationCredentials | None) -> str | None:
+    return None if credentials is None else credentials.credentials
+
+
 async def authenticate(request: Request, credentials: _Credentials) -> Caller:
     """A dependency: who asks. A request that changes something needs the scope `submit`.
 
     Raises:
-        HTTPException: 401, 403 or 429.
+        HTTPException: 401 or 403.
         DatabaseUnavailable: nobody knows at present.
     """
     wanted = Scope.READ if request.method in READS else Scope.SUBMIT
-    return await _admitted(request, credentials, wanted)
+    return await _admitted(request, _token_of(credentials), wanted)
 
 
 CallerHeld = Annotated[Caller, Depends(authenticate)]
@@ -136,35 +159,37 @@ CallerHeld = Annotated[Caller, Depends(authenticate)]
 
 async def authenticate_watcher(request: Request, credentials: _Credentials) -> Caller:
     """A dependency: who asks for the figures of the whole installation. Raises as `authenticate`."""
-    return await _admitted(request, credentials, Scope.METRICS)
+    return await _admitted(request, _token_of(credentials), Scope.METRICS)
 
 
-_basic = HTTPBasic(auto_error=False, description="any name, and an admin's token as the password")
-_Password = Annotated[HTTPBasicCredentials | None, Depends(_basic)]
+# Not HTTPBasic, which answers what it cannot read by itself, in other words and past the log.
+_basic = HTTPBase(
+    scheme="basic",
+    scheme_name="HTTPBasic",
+    description="any name, and an admin's token as the password",
+    auto_error=False,
+)
 
 
-async def authenticate_browser(request: Request, credentials: _Credentials, password: _Password) -> Caller:
+async def authenticate_browser(
+    request: Request,
+    _: _Credentials,
+    __: Annotated[HTTPAuthorizationCredentials | None, Depends(_basic)],
+) -> Caller:
     """A dependency of what an admin looks at in a browser, which can send a token as a password alone.
 
     Raises as `authenticate`.
     """
-    if password is None:
-        return await _admitted(request, credentials, Scope.ADMIN, _ASKED_IN_A_BROWSER)
-    sent = HTTPAuthorizationCredentials(scheme="Bearer", credentials=password.password)
-    return await _admitted(request, sent, Scope.ADMIN, _ASKED_IN_A_BROWSER)
+    return await _admitted(request, _token_shown(request), Scope.ADMIN, _ASKED_IN_A_BROWSER)
 
 
 async def _admitted(
-    request: Request,
-    credentials: HTTPAuthorizationCredentials | None,
-    wanted: Scope,
-    challenge: str | None = None,
+    request: Request, token: str | None, wanted: Scope, challenge: str | None = None
 ) -> Caller:
     """Who asks, if it may; who is not known is challenged, as for a token unless told otherwise."""
     access: Access = request.app.state.access
-    token = None if credentials is None else credentials.credentials
     try:
-        caller = await access.admit(token, _peer(request))
+        caller = await access.admit(token)
     except HTTPException as error:
         if error.status_code == 401:
             _log.warning("refused 401: %s %s, from %s", request.method, request.url.path, _peer(request))
@@ -184,15 +209,9 @@ def _refuse(request: Request, caller: Caller, wanted: Scope) -> NoReturn:
     raise HTTPException(403, detail, {"WWW-Authenticate": challenge})
 
 
-async def limit_strangers(request: Request) -> None:
-    """A dependency of what answers without a token. Raises HTTPException 429."""
-    access: Access = request.app.state.access
-    access.limit(_peer(request))
-
-
 async def _is_over(request: Request, credentials: _Credentials) -> Callable[[], Awaitable[bool]]:
     access: Access = request.app.state.access
-    token = None if credentials is None else credentials.credentials
+    token = _token_of(credentials)
 
     async def is_over() -> bool:
         return request.app.state.closing.is_set() or not await access.still_opens(token)

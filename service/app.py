@@ -18,11 +18,10 @@ from service.access import (
     authenticate,
     authenticate_browser,
     authenticate_watcher,
-    limit_strangers,
 )
+from service.door import Door
 from service.headers import SecurityHeaders
 from service.measured import MeasuredRequests, Measures
-from service.origin import refuse_foreign_requests
 from service.readiness import Readiness
 from service.request import refuse_unfit_parameters
 from service.schemas import EnqueuedPoint, SweepChange, SweepDocument
@@ -67,12 +66,14 @@ def create_app(
         separate_input_output_schemas=False,  # one schema serves the document and the answer that repeats it
         docs_url=None if requires_tokens else "/docs",
         redoc_url=None,
+        redirect_slashes=False,  # where to, Host would say
         swagger_ui_oauth2_redirect_url=None,
         telemetry=telemetry(tracer),
     )
     measures = Measures()
     measures.registry.register(metrics.StoreCollector(store))
     observe_transactions(store.engine, measures.transaction)
+    app.add_middleware(Door)
     app.add_middleware(SecurityHeaders, docs_url=app.docs_url)
     app.add_middleware(MeasuredRequests, measures=measures)
     app.state.measures = measures
@@ -85,20 +86,15 @@ def create_app(
     app.state.readiness = Readiness(store, app.state.storage)
     app.state.closing = threading.Event()
     problems.install(app)
-    checks = [Depends(one) for one in (refuse_foreign_requests, authenticate, refuse_unfit_parameters)]
+    checks = [Depends(authenticate), Depends(refuse_unfit_parameters)]
     refusals = problems.answers(401, 421, 422, 429, 503)
     for router in (sweeps.router, control.router, trials.router, export.router, surroundings.router):
         app.include_router(router, dependencies=checks, responses=refusals)
-    checks = [
-        Depends(one) for one in (refuse_foreign_requests, authenticate_watcher, refuse_unfit_parameters)
-    ]
+    checks = [Depends(authenticate_watcher), Depends(refuse_unfit_parameters)]
     app.include_router(metrics.router, dependencies=checks, responses=refusals)
-    checks = [
-        Depends(refuse_foreign_requests),
-        Depends(authenticate_browser),
-    ]  # what it takes, it lists itself
+    checks = [Depends(authenticate_browser)]  # what it takes, it lists itself
     app.include_router(ray_proxy.router, dependencies=checks, responses=problems.answers(401, 421, 429, 503))
-    checks = [Depends(limit_strangers), Depends(refuse_unfit_parameters)]  # a probe calls it as it likes
+    checks = [Depends(refuse_unfit_parameters)]
     app.include_router(surroundings.health, dependencies=checks, responses=problems.answers(422, 429))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app

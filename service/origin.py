@@ -14,6 +14,9 @@ from fastapi import HTTPException, Request
 __all__ = ["READS", "own_names", "refuse_foreign_requests"]
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_PROBES = ("/healthz", "/readyz")
+"""They are called by an address, as an orchestrator knows it, and tell nothing."""
+
 READS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -28,12 +31,14 @@ def own_names(host: str, address: str, allowed: Collection[str] = ()) -> Collect
     return _LOOPBACK_NAMES | {host.lower(), *allowed}
 
 
-async def refuse_foreign_requests(request: Request) -> None:
-    """A dependency that ends a request which does not call us by our name, or that another page sent.
+def refuse_foreign_requests(request: Request) -> None:
+    """Refuse a request that does not call us by our name, or that another page sent.
 
     Raises:
         HTTPException: 421 for a Host that is not ours, 403 for a change that another origin's page asks for.
     """
+    if request.scope["path"] in _PROBES:
+        return
     host, names = request.headers.get("host", ""), request.app.state.names
     if names is not None and _authority(f"//{host}").hostname not in names:
         raise HTTPException(421, f"this service is not {host!r}; call it {', '.join(sorted(names))}")

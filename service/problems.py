@@ -36,7 +36,7 @@ from care_sweep.errors import (
 from care_sweep.store.trouble import in_words
 from service.headers import SECURITY_HEADERS
 
-__all__ = ["MEDIA_TYPE", "RETRY_AFTER", "ProblemDocument", "answers", "install"]
+__all__ = ["MEDIA_TYPE", "RETRY_AFTER", "ProblemDocument", "answers", "install", "refusal"]
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER: Mapping[str, str] = {"Retry-After": "5"}
@@ -126,6 +126,11 @@ async def _malformed(request: Request, error: RequestValidationError) -> Respons
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
+    return refusal(request, error)
+
+
+def refusal(request: Request, error: HTTPException) -> Response:
+    """The answer to a request that was refused with this error."""
     phrase = HTTPStatus(error.status_code).phrase
     detail = str(error.detail)
     if detail == phrase and error.status_code == 404:

@@ -11,6 +11,7 @@ import anyio
 import httpx2
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
 
 from care_sweep.store import Store
 from service.problems import RETRY_AFTER, answers
@@ -28,6 +29,12 @@ _NO_TLS = SSLContext(PROTOCOL_TLS_CLIENT)  # Ray's dashboard has none, and loadi
 
 _CONTENT: dict[str, Any] = {media_type: {} for media_type in ("text/html", *sorted(MEDIA_TYPES))}
 _SHOWN: dict[int | str, dict[str, Any]] = {200: {"description": "as Ray answers", "content": _CONTENT}}
+
+
+@router.get("/ray", include_in_schema=False)
+async def to_its_page() -> Response:
+    """Where who leaves out the last slash wants to go."""
+    return RedirectResponse("ray/")
 
 
 @router.get("/ray/{path:path}", response_class=Response, responses=_SHOWN | answers(403, 404, 502, 503, 504))

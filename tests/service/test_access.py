@@ -275,12 +275,12 @@ def test_a_revoked_token_opens_nothing_after_five_seconds(guarded: Guarded) -> N
         clock = _Monotonic()
         access = Access(guarded.store.tokens, is_required=True, requests_per_second=100, monotonic=clock)
         text, made = guarded.store.tokens.create("brief", Scope.READ, expires_in_seconds=None)
-        assert (await access.admit(text, "a peer")).owner == "brief"
+        assert (await access.admit(text)).owner == "brief"
         guarded.store.tokens.revoke(made.id)
         clock.now += 5
         assert not await access.still_opens(text)
         with pytest.raises(Exception, match="revoked"):
-            await access.admit(text, "a peer")
+            await access.admit(text)
 
     anyio.run(story)
 

@@ -75,10 +75,14 @@ def test_each_token_and_each_stranger_has_a_rate(settings: Settings, store: Stor
         def ask(token: str | None, path: str = "/v1/search-spaces") -> Any:
             return http.get(path, headers={"Authorization": f"Bearer {token}"} if token else {})
 
-        assert [ask(tokens[0]).status_code for _ in range(12)] == [200] * 10 + [429] * 2
+        # Until a token is known, it counts for its address.
+        assert [ask(tokens[0]).status_code for _ in range(13)] == [200] * 11 + [429] * 2
         assert ask(tokens[1]).status_code == 200
-        assert [ask("cs_unknown").status_code for _ in range(11)] == [401] * 10 + [429]
-        assert (ask(None).status_code, ask(None, "/healthz").status_code) == (429, 429)
+        assert [ask("cs_unknown").status_code for _ in range(9)] == [401] * 8 + [429]
+        for path in ("/v1/search-spaces", "/healthz", "/openapi.json", "/docs", "/nowhere", "/v1/sweeps/"):
+            assert ask(None, path).status_code == 429, path
+        assert http.get("/ray/", headers={"Authorization": "Basic %%%"}).status_code == 429
+        assert http.put("/v1/sweeps").status_code == 429
         late = ask(tokens[0])
         assert (late.headers["retry-after"], late.json()["detail"]) == (
             "1",
@@ -89,6 +93,17 @@ def test_each_token_and_each_stranger_has_a_rate(settings: Settings, store: Stor
         clock.now += 3  # and is looked up again
         assert [ask("cs_unknown").status_code for _ in range(5)] == [401] * 4 + [429]
         assert ask(tokens[0]).status_code == 200, "others at its address are not its fault"
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/healthz", "/nowhere", "/v1/sweeps/"])
+def test_what_asks_for_no_token_has_a_rate_too(settings: Settings, store: Store, path: str) -> None:
+    app = create_app(settings, store, requires_tokens=True)
+    app.state.access = Access(store.tokens, is_required=True, requests_per_second=1, monotonic=_Monotonic())
+    with DocumentedClient(app) as http:
+        answers = [http.get(path, follow_redirects=False) for _ in range(11)]
+    assert {answer.status_code for answer in answers[:10]} <= {200, 404}
+    assert (answers[10].status_code, answers[10].json()["title"]) == (429, "Too many requests")
+    assert {name: answers[10].headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_nobody_is_slowed_down_where_no_token_is_required(settings: Settings, store: Store) -> None:

@@ -36,6 +36,19 @@ def test_a_foreign_name_is_not_ours(http: Any, fabricate: Fabricator, host: str)
     assert fabricate.store.state(sweep) == "QUEUED"
 
 
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/nowhere", "/v1/sweeps/", "/ray/", "/ray"])
+def test_nor_where_no_route_is(http: Any, path: str) -> None:
+    answer = http.get(path, headers={"Host": "evil.example"}, follow_redirects=False)
+    assert (answer.status_code, answer.json()["title"]) == (421, "Misdirected request")
+    assert "location" not in answer.headers
+
+
+def test_no_slash_is_taken_away_or_added(http: Any) -> None:
+    """An answer that leads on would name the Host that was sent."""
+    assert http.get("/v1/sweeps/", follow_redirects=False).status_code == 404
+    assert http.get("/ray", follow_redirects=False).headers["location"] == "ray/"
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:3000", "null", "http://["])
 def test_a_page_of_another_origin_changes_nothing(http: Any, fabricate: Fabricator, origin: str) -> None:
     sweep = fabricate.queued().id

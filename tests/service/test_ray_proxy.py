@@ -367,6 +367,17 @@ def test_a_browser_is_asked_for_a_password_which_is_an_admins_token(
     assert "cs_" not in str(recorder.arrived)
 
 
+@pytest.mark.parametrize("sent", ["%%%", "", "ü", "bm8tY29sb24=", "Og==", "/w=="])
+def test_a_password_that_cannot_be_read_is_refused_as_any_other(
+    guarded: TestClient, caplog: pytest.LogCaptureFixture, sent: str
+) -> None:
+    answer = guarded.get("/ray/timezone", headers={"Authorization": f"Basic {sent}".encode("latin-1")})
+    assert (answer.status_code, answer.json()["title"]) == (401, "Unauthorized")
+    assert answer.headers["www-authenticate"].startswith("Basic realm=")
+    assert "care-sweep token create" in answer.json()["detail"]
+    assert "refused 401: GET /ray/timezone" in caplog.text
+
+
 def test_a_password_opens_nothing_else(guarded: TestClient, store: Store) -> None:
     """A browser sends it by itself, so no page may command the service with it."""
     text, _ = store.tokens.create("root", Scope.ADMIN, expires_in_seconds=None)
