@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from care_sweep.settings import Settings
 from care_sweep.storage import open_storage
 from care_sweep.store import Store, observe_transactions
-from service import control, export, metrics, problems, ray_proxy, surroundings, sweeps, trials
+from service import control, docs_page, export, metrics, problems, ray_proxy, surroundings, sweeps, trials
 from service.access import (
     Access,
     authenticate,
@@ -20,6 +20,7 @@ from service.access import (
     authenticate_watcher,
 )
 from service.door import Door
+from service.head import HeadAsGet
 from service.headers import SecurityHeaders
 from service.measured import MeasuredRequests, Measures
 from service.readiness import Readiness
@@ -52,8 +53,7 @@ def create_app(
 
     Args:
         names: under which it may be called (`service.origin`); None for any.
-        requires_tokens: must be so wherever others than this machine's users can reach it. Then there is no
-            /docs, whose scripts come from elsewhere and would have the token that is typed in there.
+        requires_tokens: must be so wherever others than this machine's users can reach it.
         tracer: sends a span of each request.
 
     Raises:
@@ -64,18 +64,18 @@ def create_app(
         version=version("care-sweep"),
         description=_DESCRIPTION,
         separate_input_output_schemas=False,  # one schema serves the document and the answer that repeats it
-        docs_url=None if requires_tokens else "/docs",
+        docs_url=None,  # its scripts would come from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # where to, Host would say
-        swagger_ui_oauth2_redirect_url=None,
         telemetry=telemetry(tracer),
     )
     measures = Measures()
     measures.registry.register(metrics.StoreCollector(store))
     observe_transactions(store.engine, measures.transaction)
     app.add_middleware(Door)
-    app.add_middleware(SecurityHeaders, docs_url=app.docs_url)
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(MeasuredRequests, measures=measures)
+    app.add_middleware(HeadAsGet)
     app.state.measures = measures
     app.state.settings, app.state.store, app.state.names = settings, store, names
     app.state.access = Access(
@@ -96,6 +96,7 @@ def create_app(
     app.include_router(ray_proxy.router, dependencies=checks, responses=problems.answers(401, 421, 429, 503))
     checks = [Depends(refuse_unfit_parameters)]
     app.include_router(surroundings.health, dependencies=checks, responses=problems.answers(422, 429))
+    app.include_router(docs_page.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
 

@@ -16,13 +16,9 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
 }
 
+_POLICY = "Content-Security-Policy"
 _RAY = "/ray/"
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?")
-
-_DOCS_POLICY = (  # FastAPI's page runs Swagger UI from there
-    "default-src 'none'; frame-ancestors 'none'; connect-src 'self'; img-src 'self' data: https:; "
-    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net"
-)
 
 
 def _ray_policy(host: str) -> str:
@@ -40,21 +36,19 @@ def _ray_policy(host: str) -> str:
 
 
 class SecurityHeaders:
-    """Middleware that sets them."""
+    """Middleware that sets them; a page of ours may have a policy of its own."""
 
-    def __init__(self, app: ASGIApp, docs_url: str | None) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._docs_url = docs_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(SECURITY_HEADERS)
-                if scope["path"] == self._docs_url:
-                    headers["Content-Security-Policy"] = _DOCS_POLICY
-                elif scope["path"].startswith(_RAY):
-                    headers["Content-Security-Policy"] = _ray_policy(Headers(scope=scope).get("host", ""))
+                policy = headers.get(_POLICY, SECURITY_HEADERS[_POLICY])
+                if scope["path"].startswith(_RAY):
+                    policy = _ray_policy(Headers(scope=scope).get("host", ""))
+                headers.update({**SECURITY_HEADERS, _POLICY: policy})
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -19,7 +19,7 @@ __all__ = ["MeasuredRequests", "Measures"]
 
 _REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TRANSACTION_SECONDS = (0.0005, *_REQUEST_SECONDS[:-1])
-_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_METHODS = frozenset({"DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"})
 _OTHER = "other"
 """The label of a method or path that we do not have: nobody can make new ones."""
 

@@ -17,7 +17,7 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _PROBES = ("/healthz", "/readyz")
 """They are called by an address, as an orchestrator knows it, and tell nothing."""
 
-READS = ("GET", "HEAD", "OPTIONS")
+READS = ("GET", "OPTIONS")
 
 
 def own_names(host: str, address: str, allowed: Collection[str] = ()) -> Collection[str] | None:

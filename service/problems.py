@@ -41,7 +41,7 @@ __all__ = ["MEDIA_TYPE", "RETRY_AFTER", "ProblemDocument", "answers", "install",
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER: Mapping[str, str] = {"Retry-After": "5"}
 """The header of refusals that may pass, in seconds."""
-_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _methods(request: Request) -> Sequence[str]:
     """Those of all routes of the path: the framework names the first one's."""
 
     def is_taken(method: str) -> bool:
-        scope = {**request.scope, "method": method}
+        scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [method for method in _METHODS if is_taken(method)]

@@ -1,5 +1,8 @@
 """The OpenAPI document: every route, every refusal as a problem, every answer as the client reads it."""
 
+import base64
+import hashlib
+import re
 import typing
 from typing import Any
 
@@ -43,7 +46,29 @@ def openapi(http: TestClient) -> dict[str, Any]:
 
 def test_every_route_is_there(openapi: dict[str, Any], http: TestClient) -> None:
     assert {path: set(operations) for path, operations in openapi["paths"].items()} == ROUTES
-    assert http.get("/docs").status_code == 200
+
+
+def test_it_is_shown_to_a_person_without_a_script_or_a_network(
+    openapi: dict[str, Any], http: TestClient
+) -> None:
+    answer = http.get("/", follow_redirects=True)
+    assert (answer.url.path, answer.headers["content-type"]) == ("/docs", "text/html; charset=utf-8")
+    for path in openapi["paths"]:
+        assert f"<code>{path}</code>" in answer.text
+    for name in openapi["components"]["schemas"]:
+        assert f'<h3 id="{name}">' in answer.text
+    (style,) = re.findall("<style>(.*)</style>", answer.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; frame-ancestors 'none'; style-src 'sha256-{digest}'"
+    assert answer.headers["content-security-policy"] == policy
+    assert set(re.findall(r'(?:src|href)="([^#"][^"]*)"', answer.text)) == {"openapi.json"}
+    assert "<script" not in answer.text
+
+
+def test_every_link_of_the_page_leads_somewhere(http: TestClient) -> None:
+    page = http.get("/docs").text
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r'id="([^"]+)"', page))
+    assert "<td>anything" not in page
 
 
 def test_every_refusal_is_a_problem(openapi: dict[str, Any]) -> None:

@@ -188,10 +188,16 @@ def test_nothing_else_arrives(http: TestClient, recorder: Recorder) -> None:
 
 
 def test_no_other_method_arrives(http: TestClient, recorder: Recorder) -> None:
-    for method in ("POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "PROPFIND"):
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"):
         for path in ("", "timezone", "api/jobs/", "api/jobs/02000000/stop", "api/authenticate"):
             assert _send(http, method, path) == 405, (method, path)
     assert recorder.arrived == []
+
+
+def test_what_head_asks_for_arrives_as_get(http: TestClient, recorder: Recorder) -> None:
+    assert _send(http, "HEAD", "timezone") == 200
+    assert [asked.method for asked in recorder.arrived] == ["GET"]
+    assert _send(http, "HEAD", "worker/traceback?pid=1") == 404
 
 
 def test_a_request_brings_nothing_of_its_own(http: TestClient, recorder: Recorder) -> None:

@@ -139,7 +139,6 @@ def test_an_idempotency_key_that_is_none(http: TestClient, key: str) -> None:
         "/v1/search-spaces/nowhere",
         "/v1/search-spaces/..%2f..%2fetc%2fpasswd",
         "/v2/sweeps",
-        "/",
     ],
 )
 def test_what_is_not_there(http: TestClient, path: str) -> None:
@@ -157,7 +156,7 @@ def test_a_trial_that_is_not_there(http: TestClient, fabricate: Fabricator, numb
 def test_a_method_that_is_not_for_it(http: TestClient, method: str) -> None:
     response = http.request(method, "/v1/sweeps")
     assert method in _refusal(response, 405)["detail"]
-    assert response.headers["allow"] == "GET, POST"
+    assert response.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
