@@ -49,11 +49,11 @@ class StoredTrial:
 def write_study(path: Path, name: str, spec: SweepSpec, trials: Iterable[StoredTrial]) -> None:
     """Write a study of that name, which maximises, into a file that is not there yet; `trials` by number.
 
-    Each trial ends as the sweep's own study was told: CANCELLED as FAIL, INFEASIBLE as COMPLETE with its last
-    value and a violated constraint, or as FAIL without one. What has not ended is RUNNING. A baseline's value
-    that lies outside the space is no parameter, for no distribution could hold it, but stands in the user
-    attribute `outside_space`. Further user attributes of a trial are `number`, `is_baseline`, `seed`, `state`
-    and `reason`; the study's `spec` is the sweep's document.
+    Each trial ends as the sweep's own study was told: CANCELLED as FAIL, INFEASIBLE with a violated
+    constraint, COMPLETE with its last value or PRUNED where it has none. What has not ended is RUNNING. A
+    baseline's value that lies outside the space is no parameter, for no distribution could hold it, but
+    stands in the user attribute `outside_space`. Further user attributes of a trial are `number`,
+    `is_baseline`, `seed`, `state` and `reason`; the study's `spec` is the sweep's document.
 
     Raises:
         OSError: the disk is full.
@@ -105,7 +105,6 @@ def _frozen(trial: StoredTrial, spec: SweepSpec) -> FrozenTrial:
         "outside_space": outside or None,
     }
     state, value = _told(trial)
-    is_violated = trial.state is TrialState.INFEASIBLE and value is not None
     frozen = create_trial(
         state=state,
         value=value,
@@ -113,7 +112,7 @@ def _frozen(trial: StoredTrial, spec: SweepSpec) -> FrozenTrial:
         distributions=inside,
         user_attrs={key: value for key, value in attributes.items() if value is not None},
         intermediate_values=dict(trial.curve),
-        constraints=dict([VIOLATION]) if is_violated else None,
+        constraints=dict([VIOLATION]) if trial.state is TrialState.INFEASIBLE else None,
     )
     frozen.datetime_start = datetime.fromtimestamp(trial.started_at, UTC)
     if state.is_finished():
@@ -132,6 +131,8 @@ def _told(trial: StoredTrial) -> tuple[optuna.trial.TrialState, float | None]:
             return optuna.trial.TrialState.PRUNED, last
         case TrialState.INFEASIBLE if last is not None:
             return optuna.trial.TrialState.COMPLETE, last
+        case TrialState.INFEASIBLE:
+            return optuna.trial.TrialState.PRUNED, None
         case TrialState.WAITING | TrialState.RUNNING:
             return optuna.trial.TrialState.RUNNING, None
     return optuna.trial.TrialState.FAIL, None

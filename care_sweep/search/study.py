@@ -145,14 +145,14 @@ class Study:
     def infeasible(self, number: int, value: float | None) -> None:
         """The trial broke a constraint, such as collapse: TPE keeps away from its point whatever its value.
 
-        With its last finite `value` it is told COMPLETE with a violated constraint; without one, FAIL.
+        It is told with a violated constraint: COMPLETE with its last finite `value`, or PRUNED where it ended
+        before its metric was measured, which Optuna allows without a value.
         """
         assert number in self._open, f"trial {number} is not open"
-        if value is None:
-            return self.fail(number)
-        assert math.isfinite(value), f"trial {number} ended with {value}"
+        assert value is None or math.isfinite(value), f"trial {number} ended with {value}"
         self._open[number].trial.set_constraint(*VIOLATION)
-        return self._close(number, optuna.trial.TrialState.COMPLETE, value)
+        states = optuna.trial.TrialState
+        self._close(number, states.PRUNED if value is None else states.COMPLETE, value)
 
     def _enter(self, number: int, values: Mapping[str, Scalar]) -> None:
         point = EnteredTrial(values, distributions(self._space, values))

@@ -102,7 +102,8 @@ def test_a_collapse_is_infeasible_and_the_search_hears_its_last_value(
     assert sweep.store.trial(sweep.id, trial.number) == record
 
 
-def test_a_collapse_without_a_value_falls_back_on_the_last_one(make_sweep: Callable[..., Sweep]) -> None:
+def test_a_collapse_without_a_value_is_told_all_the_same(make_sweep: Callable[..., Sweep]) -> None:
+    """With the last value that there was; a search by the probe has none before the last epoch."""
     sweep = make_sweep()
     conductor = sweep.conduct()
     next_of(conductor)
@@ -110,7 +111,7 @@ def test_a_collapse_without_a_value_falls_back_on_the_last_one(make_sweep: Calla
     assert not measure(conductor, measured, 1, 0.5)
     _collapse(conductor, measured, 2, None)
     _collapse(conductor, never, 1, None)
-    assert told(conductor) == told(sweep.conduct()) == [("COMPLETE", 0.5, True)]
+    assert told(conductor) == told(sweep.conduct()) == [("COMPLETE", 0.5, True), ("PRUNED", None, True)]
     assert sweep.store.trial(sweep.id, never.number).state is TrialState.INFEASIBLE
 
 

@@ -72,18 +72,21 @@ def test_it_is_what_optuna_would_have_written(space: SearchSpace, tmp_path: Path
     assert ours.best_trial == theirs.best_trial
 
 
-def test_each_trial_ends_as_the_sweeps_own_study_was_told(plain_space: SearchSpace, tmp_path: Path) -> None:
-    trials = [_trial(number, VALUES, state) for number, state in enumerate(TrialState)]
+@pytest.mark.parametrize("curve", [CURVE, {}], ids=["measured", "unmeasured"])
+def test_each_trial_ends_as_the_sweeps_own_study_was_told(
+    plain_space: SearchSpace, tmp_path: Path, curve: dict[int, float]
+) -> None:
+    trials = [_trial(number, VALUES, state, curve=curve) for number, state in enumerate(TrialState)]
     study = Study(plain_space, seed=0)
     for trial in trials:
-        last = trial.curve[2] if trial.state is TrialState.INFEASIBLE else trial.value
+        last = trial.curve.get(2) if trial.state is TrialState.INFEASIBLE else trial.value
         study.restore(trial.number, trial.values, trial.state, trial.curve, last)
     write_study(tmp_path / "study.db", "0123", _spec(plain_space), trials)
     for ours, told in zip(_loaded(tmp_path / "study.db").trials, study._study.trials[:], strict=True):
         assert (ours.state, ours.values) == (told.state, told.values)
         assert (ours.params, ours.distributions) == (told.params, told.distributions)
         assert ours.constraints == told.constraints
-        assert ours.intermediate_values == CURVE
+        assert ours.intermediate_values == curve
 
 
 def test_what_a_reader_finds(plain_space: SearchSpace, tmp_path: Path) -> None:

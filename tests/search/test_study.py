@@ -217,7 +217,7 @@ def told(study: Study) -> list[optuna.trial.FrozenTrial]:
 
 def test_every_end_is_told_as_what_it_is(plain_space: SearchSpace) -> None:
     study = Study(plain_space, 0)
-    for number in range(6):
+    for number in range(5):
         study.ask(number)
         study.report(number, 1, 0.1)
         study.report(number, 2, number / 4)
@@ -225,22 +225,41 @@ def test_every_end_is_told_as_what_it_is(plain_space: SearchSpace) -> None:
     study.prune(1)
     study.fail(2)
     study.infeasible(3, 0.8)
-    study.infeasible(4, None)
+    study.ask(6)
+    study.infeasible(6, None)
     states = optuna.trial.TrialState
-    complete, pruned, failed, infeasible, lost, still_open = told(study)
+    complete, pruned, failed, infeasible, still_open, unmeasured = told(study)
     assert (complete.state, complete.value, complete.constraints) == (states.COMPLETE, 0.9, {})
     assert (pruned.state, pruned.intermediate_values) == (states.PRUNED, {1: 0.1, 2: 0.25})
     assert failed.state == states.FAIL
     assert (infeasible.state, infeasible.value) == (states.COMPLETE, 0.8)
-    assert all(violation > 0 for violation in infeasible.constraints.values())
-    assert len(infeasible.constraints) == 1
-    assert lost.state == states.FAIL
+    assert (unmeasured.state, unmeasured.value) == (states.PRUNED, None)
+    for trial in (infeasible, unmeasured):
+        assert all(violation > 0 for violation in trial.constraints.values())
+        assert len(trial.constraints) == 1
     assert still_open.state == states.RUNNING
+
+
+@pytest.mark.parametrize("value", [None, 0.1])
+def test_the_search_keeps_away_from_where_trials_collapse(
+    plain_space: SearchSpace, value: float | None
+) -> None:
+    """Three quarters of the space; where a trial collapses is learnt also of one that measured nothing."""
+    study = Study(plain_space, 0)
+    has_collapsed = []
+    for number in range(40):
+        temperature = float(study.ask(number)["temperature"])
+        has_collapsed.append(temperature > 0.1)
+        if has_collapsed[-1]:
+            study.infeasible(number, value)
+        else:
+            study.complete(number, 1 - temperature)
+    assert sum(has_collapsed[-20:]) < 10, "by chance 15"
 
 
 def test_optuna_never_takes_an_infeasible_trial_for_the_best(plain_space: SearchSpace) -> None:
     study = Study(plain_space, 0)
-    for number, value in enumerate((0.2, 0.9)):
+    for number, value in enumerate((0.2, 0.9, None)):
         study.ask(number)
         study.infeasible(number, value) if number else study.complete(number, value)
     assert study._study.best_value == 0.2
