@@ -28,8 +28,6 @@ _CONTROL = "random at full length"
 _BUDGETS = (4, 8, 16)
 """Full-length runs in whose time methods are compared."""
 
-_QUARTILES = ("lower_quartile", "median", "upper_quartile")
-
 
 def main() -> None:
     arguments = _arguments()
@@ -107,12 +105,16 @@ def replay(arguments: argparse.Namespace) -> dict[str, Any]:
 def _outcome(
     sweeps: "Sequence[Sequence[Ended]]", control: "Sequence[Sequence[Ended]]", facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a method spent; a sweep that never got there is infinitely far."""
+    """What a method spent; a sweep that never got there is infinitely far.
+
+    The control always gets there: it runs whatever was recorded at full length, the best too.
+    """
     from virtual_sweep import seconds_until
 
     own, theirs = (
         [seconds_until(ended, facts["target"]) or math.inf for ended in found] for found in (sweeps, control)
     )
+    assert all(map(math.isfinite, theirs))
     budgets = {str(budget): _quartiles(_below(sweeps, facts, budget)) for budget in _BUDGETS}
     return {
         "num_reached": sum(math.isfinite(seconds) for seconds in own),
@@ -181,12 +183,11 @@ def _below(sweeps: "Sequence[Sequence[Ended]]", facts: Mapping[str, Any], budget
     return [100 * (facts["best"] - (facts["worst"] if best is None else best)) for best in found]
 
 
-def _quartiles(values: Sequence[float]) -> dict[str, float | None]:
-    """Without interpolation, the upper value where two are as near; None: infinite."""
-    ordered = sorted(values)
-    found = [ordered[math.ceil(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75)]
-    finite = [value if math.isfinite(value) else None for value in found]
-    return dict(zip(_QUARTILES, finite, strict=True))
+def _quartiles(values: Sequence[float]) -> list[float | None]:
+    """As `side_by_side` has them; None: infinite, which JSON cannot say."""
+    from side_by_side import quartiles
+
+    return [value if math.isfinite(value) else None for value in quartiles(values)]
 
 
 def _rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
@@ -230,8 +231,8 @@ def _text(report: Mapping[str, Any]) -> str:
     return "\n\n".join([head, f"rank correlation of each epoch with the last: {correlations}", table(rows)])
 
 
-def _spread(found: Mapping[str, float | None]) -> str:
-    low, middle, high = ("never" if found[name] is None else f"{found[name]:.3g}" for name in _QUARTILES)
+def _spread(found: Sequence[float | None]) -> str:
+    low, middle, high = ("never" if value is None else f"{value:.3g}" for value in found)
     return f"{middle} ({low} to {high})"
 
 

@@ -5,6 +5,7 @@ over the turns. One that fails, fails alone.
 """
 
 import gc
+import math
 import os
 import platform
 import subprocess
@@ -13,7 +14,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import quantiles
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -119,11 +119,19 @@ class Race:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of one value or more."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = quantiles(values, n=4, method="inclusive")
-    return low, middle, high
+    """Lower quartile, median and upper quartile of one value or more, interpolated.
+
+    Values may be infinite, and then so is what lies between one of these and a finite one.
+    """
+    ordered = sorted(values)
+    return _quantile(ordered, 0.25), _quantile(ordered, 0.5), _quantile(ordered, 0.75)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    part = place % 1
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low if low == high else (1 - part) * low + part * high  # 0 * infinity is no number
 
 
 def spread(rate: Mapping[str, float] | None) -> str:

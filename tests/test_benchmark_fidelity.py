@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from curves import Curve, Recording, point, read, values_at, write
-from fidelity import _outcome, _quartiles, _rank_correlation
+from fidelity import _outcome, _rank_correlation
 from virtual_sweep import METRIC, Ended, Pool, Search, best_within, seconds_until, simulate
 
 from care_sweep.search.study import Study
@@ -147,7 +147,6 @@ def test_only_a_trial_at_full_length_gets_there() -> None:
 
 
 def test_a_sweep_that_never_gets_there_is_infinitely_far() -> None:
-    assert _quartiles([4.0, 1.0, 3.0, 2.0]) == {"lower_quartile": 2.0, "median": 3.0, "upper_quartile": 4.0}
     there = [Ended(0, TrialState.COMPLETE, 2.0, 0.3), Ended(1, TrialState.COMPLETE, 6.0, 0.5)]
     faster = [Ended(1, TrialState.COMPLETE, 2.0, 0.5)]
     never = [Ended(0, TrialState.COMPLETE, 2.0, 0.3), Ended(1, TrialState.PRUNED, 3.0, None)]
@@ -155,13 +154,12 @@ def test_a_sweep_that_never_gets_there_is_infinitely_far() -> None:
     found = _outcome([faster, never, faster], [there, there, there], facts)
     assert found["num_reached"] == 2
     assert found["seconds_by_seed"] == [2.0, None, 2.0]
-    assert found["seconds"] == {"lower_quartile": 2.0, "median": 2.0, "upper_quartile": None}
-    assert found["control_over_this"] == {"lower_quartile": 3.0, "median": 3.0, "upper_quartile": 3.0}
+    assert found["seconds"] == [2.0, 2.0, None]
+    assert found["control_over_this"] == [1.5, 3.0, 3.0]
     below = found["points_below_best"]
-    assert below["4"]["median"] == 0.0  # after 2 s
-    assert below["4"]["upper_quartile"] == pytest.approx(20.0)
+    assert below["4"] == pytest.approx([0.0, 0.0, 10.0])  # after 2 s
     late = _outcome([there], [there], {**facts, "full_length_seconds": 0.4})
-    assert late["points_below_best"]["4"]["median"] == pytest.approx(40.0)  # after 1.6 s: as the worst
+    assert late["points_below_best"]["4"][1] == pytest.approx(40.0)  # after 1.6 s: as the worst
 
 
 def test_ranks_correlate() -> None:
@@ -264,7 +262,7 @@ def test_replay_tells_what_was_spent_until_near_the_best(tmp_path: Path) -> None
     assert report["recording"]["full_length_seconds"] == 3.0
     control = report["methods"]["random at full length"]
     assert set(control["seconds_by_seed"]) <= {3.0, 6.0, 9.0}
-    assert control["control_over_this"]["median"] == 1.0
+    assert control["control_over_this"][1] == 1.0
     assert control["num_reached"] == 5
     assert "| ASHA 1/2 + TPE | 5 of 5 | " in done.stdout
 

@@ -206,6 +206,13 @@ def test_a_figure_tells_what_float32_was() -> None:
 def test_quartiles_are_over_the_turns() -> None:
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
     assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+    assert quartiles([float(n) for n in range(20)]) == (4.75, 9.5, 14.25)
+
+
+def test_quartiles_of_what_never_ends() -> None:
+    assert quartiles([math.inf, 1.0, 2.0]) == (1.5, 2.0, math.inf)
+    assert quartiles([1.0, math.inf, 3.0, 2.0, math.inf]) == (2.0, 3.0, math.inf)
+    assert quartiles([math.inf]) == (math.inf, math.inf, math.inf)
 
 
 def test_tables_are_markdown() -> None:
