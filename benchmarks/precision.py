@@ -43,7 +43,7 @@ def main() -> None:
     )
     data = part_of(data, arguments.images).on(device)
     told = ("encoder", "epochs", "batch_size", "num_splits", "resize")
-    changes = {name: getattr(arguments, name) for name in told}
+    changes = {"dataset": arguments.data, **{name: getattr(arguments, name) for name in told}}
     for seed in arguments.seeds:
         for precision in _PRECISIONS:
             config = TrialConfig.model_validate({**changes, "seed": seed, "precision": precision})

@@ -5,8 +5,9 @@
 
 CIFAR10 is a folder of Hugging Face's Parquet files; `--data cifar10` reads torchvision's. Stop it whenever
 you like and give the same command again: a finished run is not repeated, another goes on after its last
-epoch. With `--minutes` it stops by itself. At its end, and with `--table` without any training, it prints a
-Markdown table of all runs in the directory and draws `weights.svg` there.
+epoch. A directory with runs of other images or settings is refused. With `--minutes` it stops by itself. At
+its end, and with `--table` without any training, it prints a Markdown table of all runs in the directory and
+draws `weights.svg` there.
 
 Images are a stratified part of CIFAR-10's train split, measures are taken on 10 % of that split that no run
 trains on. The test split is not read. The recipe is the published one but for encoder, images and epochs.
@@ -18,8 +19,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -28,11 +27,12 @@ from typing import Any
 
 import study_results
 import torch
+from side_by_side import machine
 
 from care_sweep.errors import TrialCollapsed, TrialDiverged
 from care_sweep.learn.data import Dataset, Split, load_dataset
 from care_sweep.learn.randomness import generator
-from care_sweep.learn.train import train, untrained
+from care_sweep.learn.train import default_device, train, untrained
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement, TrialConfig
 from care_sweep.storage.durable import write_durably
@@ -62,8 +62,9 @@ def main() -> None:
     directory: Path = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
-        runs = [run for run in _plan(arguments) if not _is_finished(run, directory)]
-        _run_all(runs, arguments)
+        plan, data = _plan(arguments), _images(arguments.data, arguments.images)
+        _refuse_others(directory, plan[0].config, data)
+        _run_all([run for run in plan if study_results.read(directory / run.name) is None], arguments)
     print(study_results.table(directory))
     study_results.draw(directory, directory / "weights.svg")
 
@@ -87,7 +88,7 @@ def _arguments() -> argparse.Namespace:
 
 def _plan(arguments: argparse.Namespace) -> list[Run]:
     """All runs, seed by seed, so that what is there is balanced whenever one looks."""
-    recipe = TrialConfig(encoder=arguments.encoder, epochs=arguments.epochs)
+    recipe = TrialConfig(dataset=arguments.data, encoder=arguments.encoder, epochs=arguments.epochs)
 
     def run(seed: int, weight: float, objective: str = "infonce") -> Run:
         changes = {"seed": seed, "equivariance_weight": weight, "objective": objective}
@@ -104,12 +105,11 @@ def _plan(arguments: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def _is_finished(run: Run, directory: Path) -> bool:
-    """Whether the result is there; one of another configuration must not be mixed in."""
-    result = study_results.read(directory / run.name)
-    if result is not None and result["config"] != run.config.model_dump(mode="json"):
-        raise SystemExit(f"{directory / run.name} holds a run of other settings: use another --directory")
-    return result is not None
+def _refuse_others(directory: Path, config: TrialConfig, data: Dataset) -> None:
+    """End here if the directory holds runs that no table can hold beside those that are asked for."""
+    asked = study_results.common({"config": config.model_dump(mode="json"), "data": data.fingerprint})
+    if any(study_results.common(found) != asked for found in study_results.ended(directory)):
+        raise SystemExit(f"{directory} holds runs of other settings or images: use another --directory")
 
 
 # --- running ------------------------------------------------------------------------------------------------
@@ -132,8 +132,12 @@ _DATA: list[Dataset] = []  # of this process, read once
 
 def _begin(data: str, num_images: int, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
+    _DATA[:] = [_images(data, num_images)]
+
+
+def _images(name: str, num_images: int) -> Dataset:
     settings = Settings.from_environment(os.environ)
-    _DATA[:] = [part_of(load_dataset(data, download_directory=settings.download_directory), num_images)]
+    return part_of(load_dataset(name, download_directory=settings.download_directory), num_images)
 
 
 def part_of(data: Dataset, num_images: int) -> Dataset:
@@ -192,30 +196,18 @@ def _keep(
 ) -> str:
     result: dict[str, Any] = {
         "config": run.config.model_dump(mode="json"),
+        "data": data.fingerprint,
         "outcome": outcome,
         "metrics": metrics,
         "seconds": seconds,
         "num_train_images": len(data.train.labels),
         "num_epochs": len(study_results.measurements(directory)),
-        "environment": {
-            "commit": _commit(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            "num_threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "machine": machine(default_device()),
     }
     write_durably(directory / study_results.RESULT_NAME, json.dumps(result, indent=2).encode())
     for state in directory.glob("state-*.pt"):
         state.unlink()
     return f"{outcome}, {seconds:.0f} s"
-
-
-def _commit() -> str:
-    """What the working tree stands at, `unknown` where git or its history is not there."""
-    command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

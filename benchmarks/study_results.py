@@ -47,6 +47,17 @@ def read(directory: Path) -> dict[str, Any] | None:
     return result
 
 
+def ended(directory: Path) -> list[dict[str, Any]]:
+    """The results of all runs below a directory."""
+    return [result for path in sorted(directory.iterdir()) if (result := read(path)) is not None]
+
+
+def common(result: _Result) -> dict[str, Any]:
+    """What runs of one table have in common: all of the configuration but seed and loss, and the images."""
+    varied = dict.fromkeys(("seed", "objective", "equivariance_weight"))
+    return {"config": {**result["config"], **varied}, "data": result["data"]}
+
+
 def measurements(directory: Path) -> list[dict[str, Any]]:
     """What the epochs of a run reported, up to the last whole line."""
     log = directory / "measurements.jsonl"
@@ -55,21 +66,25 @@ def measurements(directory: Path) -> list[dict[str, Any]]:
 
 
 def table(directory: Path) -> str:
-    """One Markdown row for each loss: mean and sample standard deviation over its seeds, and where it ran."""
+    """A Markdown row for each loss and outcome: mean and standard deviation over its seeds; where they ran.
+
+    Raises:
+        SystemExit: the directory holds runs that differ in more than loss and seed.
+    """
     rows = _rows(directory)
     heads = ["loss", "seeds", *(head for head, _ in _COLUMNS.values()), "outcome"]
     lines = [_line(heads), _line(["---"] * len(heads))]
-    for label, results in rows.items():
+    for (label, _), results in rows.items():
         outcomes = sorted({_outcome(result) for result in results})
         cells = [_cell([r["metrics"] for r in results], metric) for metric in _COLUMNS]
         lines.append(_line([label, str(len(results)), *cells, ", ".join(outcomes)]))
     ran = {
         f"{r['num_train_images']} train images, {r['config']['epochs']} epochs, {r['config']['encoder']}, "
-        f"commit {env['commit']}, {env['device']} with {env['num_threads']} thread(s), torch {env['torch']}, "
-        f"Python {env['python']}"
+        f"commit {where['commit']}, {where['device']} with {where['num_threads']} thread(s), "
+        f"torch {where['torch']}, Python {where['python']}"
         for results in rows.values()
         for r in results
-        for env in [r["environment"]]
+        for where in [r["machine"]]
     }
     minutes = sum(result["seconds"] for results in rows.values() for result in results) / 60
     num_images = {r["metrics"].get("num_validation_images") for results in rows.values() for r in results}
@@ -114,13 +129,15 @@ def _beside(charts: list[str]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>' + "".join(placed) + "</svg>\n"
 
 
-def _rows(directory: Path) -> dict[str, list[_Result]]:
-    """Results by row: the untrained encoder, then by loss and weight."""
-    found = [result for path in directory.iterdir() if (result := read(path)) is not None]
+def _rows(directory: Path) -> dict[tuple[str, str], list[_Result]]:
+    """Results by row, a loss and what became of it: the untrained encoder, then by loss and weight."""
+    found = ended(directory)
+    if any(common(result) != common(found[0]) for result in found):
+        raise SystemExit(f"{directory} holds runs that differ in more than loss and seed: no table of them")
     found.sort(key=lambda r: (r["outcome"] != "UNTRAINED", _label(r) != "InfoNCE", *_place(r)))
-    rows: dict[str, list[_Result]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[_Result]] = defaultdict(list)
     for result in found:
-        rows[_label(result)].append(result)
+        rows[_label(result), result["outcome"]].append(result)
     return rows
 
 

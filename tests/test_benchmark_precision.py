@@ -34,6 +34,7 @@ def test_each_seed_runs_once_in_each_precision(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in runs.read_text().splitlines()]
     which = [(row["config"]["seed"], row["config"]["precision"]) for row in rows]
     assert which == [(seed, one) for seed in (0, 1) for one in ("float32", "bfloat16")]
+    assert {row["config"]["dataset"] for row in rows} == {few_images}
     losses = [row["losses"][0] for row in rows]
     assert losses[0] != losses[1], "nothing was computed in bfloat16"
     assert losses[1] == pytest.approx(losses[0], rel=0.02), "and not from the same draws"

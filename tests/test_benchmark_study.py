@@ -7,11 +7,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import study_results
+
+from care_sweep import load
+from care_sweep.learn.data import BUNDLED_IMAGES
+from care_sweep.spec import TrialConfig
 
 _STUDY = Path(__file__).parents[1] / "benchmarks" / "study.py"
-_SMALL = ["--data", "cifar10-mini", "--images", "300", "--processes", "1", "--seeds", "0", "--weights", "1"]
+_SMALL = [
+    "--data",
+    f"parquet:{BUNDLED_IMAGES}",
+    "--images",
+    "300",
+    "--processes",
+    "1",
+    "--seeds",
+    "0",
+    "--weights",
+    "1",
+]
 _RUN = "infonce-weight-1-seed-0"
 
 
@@ -48,7 +65,9 @@ def test_a_killed_study_goes_on_and_finds_what_an_undisturbed_one_does(tmp_path:
     results = [json.loads((directory / _RUN / "result.json").read_text()) for directory in (whole, killed)]
     assert results[0]["outcome"] == "COMPLETE"
     assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["data"] == results[1]["data"]
     assert not list((killed / _RUN).glob("state-*.pt"))
+    assert load(killed / _RUN / "checkpoint.tar").config.dataset == f"parquet:{BUNDLED_IMAGES}"
     assert "| InfoNCE + 1 L_equi | 1 |" in undisturbed.stdout
     assert "| untrained | 1 |" in undisturbed.stdout
     assert (whole / "weights.svg").read_text().startswith("<svg")
@@ -56,9 +75,49 @@ def test_a_killed_study_goes_on_and_finds_what_an_undisturbed_one_does(tmp_path:
 
 @pytest.mark.slow
 def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
-    result = tmp_path / _RUN / "result.json"
-    result.parent.mkdir()
-    result.write_text(json.dumps({"config": {}, "metrics": {}}))
-    refused = _study(tmp_path)
-    assert refused.returncode == 1
-    assert "use another --directory" in refused.stderr
+    assert _study(tmp_path, "--epochs", "1").returncode == 0
+    others = (
+        ["--images", "310"],
+        ["--epochs", "2", "--seeds", "1"],
+        ["--encoder", "resnet18", "--weights", "0"],
+    )
+    for other in others:
+        refused = _study(tmp_path, "--epochs", "1", *other)
+        assert refused.returncode == 1
+        assert "use another --directory" in refused.stderr
+    assert _study(tmp_path, "--epochs", "1", "--seeds", "0", "1", "--minutes", "0.0001").returncode == 0
+
+
+def _end(directory: Path, outcome: str, *, data: str = "a", accuracy: float = 0.5, **changes: Any) -> None:
+    """Leave what a run leaves."""
+    config = TrialConfig.model_validate({"equivariance_weight": 30.0, **changes})
+    result = {
+        "config": config.model_dump(mode="json"),
+        "data": data,
+        "outcome": outcome,
+        "metrics": {"validation_knn_accuracy": accuracy},
+        "seconds": 1.0,
+        "num_train_images": 100,
+        "num_epochs": 3,
+        "machine": dict.fromkeys(("commit", "device", "num_threads", "torch", "python"), "some"),
+    }
+    directory.mkdir(parents=True)
+    (directory / study_results.RESULT_NAME).write_text(json.dumps(result))
+
+
+def test_a_mean_is_of_runs_that_ended_alike(tmp_path: Path) -> None:
+    _end(tmp_path / "0", "COMPLETE", seed=0, accuracy=0.5)
+    _end(tmp_path / "1", "INFEASIBLE(collapsed)", seed=1, accuracy=0.1)
+    _end(tmp_path / "2", "COMPLETE", seed=2, accuracy=0.6)
+    rows = [line for line in study_results.table(tmp_path).splitlines() if "L_equi" in line]
+    assert rows[0].startswith("| InfoNCE + 30 L_equi | 2 | 55.0 ± 7.1 | ") and rows[0].endswith(" COMPLETE |")
+    assert rows[1].startswith("| InfoNCE + 30 L_equi | 1 | 10.0 | ")
+    assert rows[1].endswith(" INFEASIBLE(collapsed) after 4 epochs |")
+
+
+@pytest.mark.parametrize("other", [{"data": "b"}, {"epochs": 2}, {"encoder": "resnet_tiny"}])
+def test_no_table_is_of_unlike_runs(tmp_path: Path, other: dict[str, Any]) -> None:
+    _end(tmp_path / "0", "COMPLETE", seed=0)
+    _end(tmp_path / "1", "COMPLETE", **{"seed": 1, **other})
+    with pytest.raises(SystemExit, match="differ in more than loss and seed"):
+        study_results.table(tmp_path)
