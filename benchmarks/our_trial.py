@@ -6,13 +6,12 @@ import torch
 from side_by_side import Turn, synchronise
 
 from care_sweep.learn.data import Dataset, Split
-from care_sweep.learn.train import _Trial
+from care_sweep.learn.train import epochs_alone
 from care_sweep.spec import TrialConfig
 
 __all__ = ["NUM_SPLITS", "OurTrial", "num_splits_for", "our_config", "random_dataset", "random_images"]
 
 NUM_SPLITS = 16  # published, with 256 images
-_NEVER_LAST = 10_000  # epochs: the views of a next one are drawn as long as there is one
 _CHANNEL_MEAN, _CHANNEL_STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)  # of random bytes
 
 
@@ -28,9 +27,9 @@ def num_splits_for(batch_size: int) -> int:
 
 
 def our_config(encoder: str, batch_size: int, precision: str) -> TrialConfig:
-    """A CARE trial as published, but for these, that does not end."""
+    """A CARE trial as published, but for these."""
     changes = {"encoder": encoder, "batch_size": batch_size, "num_splits": num_splits_for(batch_size)}
-    return TrialConfig.model_validate({**changes, "precision": precision, "epochs": _NEVER_LAST})
+    return TrialConfig.model_validate({**changes, "precision": precision})
 
 
 class OurTrial:
@@ -47,13 +46,13 @@ class OurTrial:
         config = our_config(encoder, batch_size, precision)
         self._device, self.num_steps = device, len(images) // batch_size
         self._num_images = self.num_steps * batch_size
-        self._trial = _Trial(config, random_dataset(images), device)
-        self._trial.train_epoch()
+        self._epochs = epochs_alone(config, random_dataset(images), device=device)
+        next(self._epochs)
 
     def turn(self) -> Turn:
         synchronise(self._device)
         started = time.perf_counter()
-        self._trial.train_epoch()
+        next(self._epochs)
         synchronise(self._device)
         return Turn(self._num_images, time.perf_counter() - started)
 

@@ -24,8 +24,7 @@ from side_by_side import machine, table
 from study import part_of
 
 from care_sweep.learn.data import Dataset, load_dataset
-from care_sweep.learn.evaluate import extract_features, knn_metrics
-from care_sweep.learn.train import _Trial, default_device
+from care_sweep.learn.train import default_device, measured_epochs
 from care_sweep.memory import keep_freed_memory
 from care_sweep.settings import Settings
 from care_sweep.spec import TrialConfig
@@ -89,16 +88,15 @@ def _trial(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(config: TrialConfig, data: Dataset, device: torch.device) -> dict[str, Any]:
-    """Train, and measure as after a trial's last epoch, but for what trials are not ranked by."""
+    """Train, and measure each epoch."""
     started = time.perf_counter()
-    trial = _Trial(config, data, device)
-    losses = [trial.train_epoch()["train_loss"] for _ in range(config.epochs)]
-    accuracy = knn_metrics(extract_features(trial.model, data, device), config)["validation_knn_accuracy"]
+    epochs = list(measured_epochs(config, data, device=device))
+    accuracy = epochs[-1]["validation_knn_accuracy"]
     print(f"seed {config.seed}, {config.precision}: {100 * accuracy:.2f} %", flush=True)
     return {
         "num_train_images": len(data.train.labels),
         "num_validation_images": len(data.validation.labels),
-        "losses": losses,
+        "losses": [epoch["train_loss"] for epoch in epochs],
         "accuracy": accuracy,
         "seconds": time.perf_counter() - started,
     }

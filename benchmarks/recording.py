@@ -4,8 +4,8 @@ import dataclasses
 import os
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import curves
@@ -16,18 +16,14 @@ from study import part_of
 from care_sweep.documents import parse
 from care_sweep.errors import TrialCollapsed, TrialDiverged
 from care_sweep.learn.data import Dataset, load_dataset
-from care_sweep.learn.train import default_device, train
+from care_sweep.learn.train import default_device, measured_epochs
 from care_sweep.search.catalog import read_document
 from care_sweep.settings import Settings
-from care_sweep.spec import Measurement, Scalar, SearchSpace, TrialConfig, TrialState
+from care_sweep.spec import Scalar, SearchSpace, TrialState
 
 __all__ = ["record"]
 
 _SIGNIFICANT_DIGITS = 6
-
-
-class _Enough(Exception):  # noqa: N818  (nothing is wrong)
-    pass
 
 
 def record(
@@ -61,7 +57,9 @@ def record(
         raise SystemExit(f"{file} holds runs of other settings: use another file")
     engine = torch.quasirandom.SobolEngine(len(space.parameters), scramble=True, seed=seed)
     points = engine.draw(num_runs, dtype=torch.float64).tolist()
-    _measure(space.trial_config({}, seed), data, 1)  # the first epoch of a process is slower than its others
+    next(
+        measured_epochs(space.trial_config({}, seed), data, device=device)
+    )  # a process's first epoch is slower
     for number in range(len(recording.curves), num_runs):
         parameters = curves.values_at(space, points[number])
         curve = _curve(number, parameters, space, seed, data)
@@ -88,52 +86,26 @@ def _begun(file: Path, head: dict[str, Any]) -> curves.Recording:
 def _curve(
     number: int, parameters: dict[str, Scalar], space: SearchSpace, seed: int, data: Dataset
 ) -> curves.Curve:
+    """A run until its end, without the measures that only the last epoch has: the search reads none of them,
+    and they would double the time of so small a run."""
     config = space.trial_config(parameters, seed)
-    state, measured, seconds = _measure(config, data, config.epochs)
-    metrics = defaultdict(list)
-    for one in measured:
-        for name in sorted(one.keys() - {"num_validation_images"}):
-            metrics[name].append(float(f"{one[name]:.{_SIGNIFICANT_DIGITS}g}"))
-    return curves.Curve(number, parameters, state, dict(metrics), [round(one, 3) for one in seconds])
-
-
-def _measure(
-    config: TrialConfig, data: Dataset, num_epochs: int
-) -> tuple[TrialState, list[dict[str, float]], list[float]]:
-    """State, measurements and seconds of a run.
-
-    The training is one of an epoch more, left before that: at a constant learning rate its epochs are those
-    of the shorter one, and the measures that only a trial's end has are not taken. They would double the
-    time of so small a run, and the search reads none of them.
-    """
-    assert config.schedule == "constant", "the rate of an epoch depends on how many will follow"
-    measured, seconds = [], []
+    state, metrics, seconds = TrialState.COMPLETE, defaultdict(list), []
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    last = clock()
 
-    def report(measurement: Measurement) -> None:
-        nonlocal last
-        measured.append(measurement.metrics)
-        seconds.append(clock() - last)
-        last = clock()
-        if measurement.epoch == num_epochs:
-            raise _Enough
+    def keep(measured: Mapping[str, float]) -> None:
+        for name in sorted(measured.keys() - {"num_validation_images"}):
+            metrics[name].append(float(f"{measured[name]:.{_SIGNIFICANT_DIGITS}g}"))
 
-    state = TrialState.FAILED
-    with TemporaryDirectory(prefix="care-sweep-fidelity-") as directory:
-        try:
-            train(
-                config.model_copy(update={"epochs": config.epochs + 1}),
-                data,
-                report,
-                directory=Path(directory),
-            )
-        except _Enough:
-            return TrialState.COMPLETE, measured, seconds
-        except TrialCollapsed as error:
-            measured.append(dict(error.metrics))
+    began = clock()
+    try:
+        for measured in measured_epochs(config, data, device=default_device()):
+            seconds.append(clock() - began)
+            began = clock()
+            keep(measured)
+    except (TrialCollapsed, TrialDiverged) as error:
+        seconds.append(clock() - began)
+        state = TrialState.FAILED
+        if isinstance(error, TrialCollapsed):
             state = TrialState.INFEASIBLE
-        except TrialDiverged:
-            pass
-    seconds.append(clock() - last)
-    return state, measured, seconds
+            keep(error.metrics)
+    return curves.Curve(number, parameters, state, dict(metrics), [round(one, 3) for one in seconds])

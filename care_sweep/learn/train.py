@@ -49,7 +49,7 @@ from care_sweep.learn.step import StepLosses, divergence, step_losses
 from care_sweep.learn.views import ViewParameters, apply_views, draw_shared_views, draw_views, normalise
 from care_sweep.spec import CheckpointReference, Measurement, TrialConfig
 
-__all__ = ["default_device", "epochs_alone", "train", "untrained"]
+__all__ = ["default_device", "epochs_alone", "measured_epochs", "train", "untrained"]
 
 _SGD_MOMENTUM = 0.9
 _STEPS_TO_SETTLE = 100
@@ -174,6 +174,20 @@ def epochs_alone(config: TrialConfig, data: Dataset, *, device: torch.device) ->
         yield
 
 
+def measured_epochs(
+    config: TrialConfig, data: Dataset, *, device: torch.device
+) -> Iterator[dict[str, float]]:
+    """Train, and answer each epoch what `train` reports, without files and what the last epoch alone has.
+
+    Raises:
+        TrialDiverged, TrialCollapsed, DatasetError: as `train`.
+    """
+    trial = _Trial(config, data.on(device), device)
+    for _ in range(config.epochs):
+        started = time.perf_counter()
+        yield _judge(trial, trial.train_epoch(), started)[1]
+
+
 def default_device() -> torch.device:
     """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -187,26 +201,27 @@ def _evaluate(
     trial: "_Trial", losses: dict[str, float], directory: Path, started: float
 ) -> tuple[dict[str, float], CheckpointReference | None]:
     """What an epoch reports, and the last one's checkpoint; weights and optimiser stay as they are."""
-    epoch = trial.num_epochs_done
-    features = extract_features(trial.model, trial.data, trial.device, trial.measuring_precision)
-    metrics = {**losses, **_measure(trial, features)}
-    if (sign := _sign_of_collapse(trial, metrics)) is not None:
-        seconds = time.perf_counter() - started
-        raise TrialCollapsed(f"after epoch {epoch}: {sign}", epoch=epoch, metrics=metrics, seconds=seconds)
-    if epoch < trial.config.epochs:
+    features, metrics = _judge(trial, losses, started)
+    if trial.num_epochs_done < trial.config.epochs:
         return metrics, None
     return _deliver(trial, features, metrics, directory)
 
 
-def _measure(trial: "_Trial", features: Features) -> dict[str, float]:
-    """What every epoch reports beside its losses."""
+def _judge(trial: "_Trial", losses: dict[str, float], started: float) -> tuple[Features, dict[str, float]]:
+    """What every epoch reports, and the features that say so."""
+    epoch = trial.num_epochs_done
+    features = extract_features(trial.model, trial.data, trial.device, trial.measuring_precision)
     try:
-        return {**embedding_metrics(trial.model, features), **knn_metrics(features, trial.config)}
+        measures = {**embedding_metrics(trial.model, features), **knn_metrics(features, trial.config)}
     except NotFiniteError as error:
-        epoch = trial.num_epochs_done
         raise TrialDiverged(
             f"embeddings not finite after epoch {epoch}; a lower learning_rate may help"
         ) from error
+    metrics = {**losses, **measures}
+    if (sign := _sign_of_collapse(trial, metrics)) is not None:
+        seconds = time.perf_counter() - started
+        raise TrialCollapsed(f"after epoch {epoch}: {sign}", epoch=epoch, metrics=metrics, seconds=seconds)
+    return features, metrics
 
 
 def _sign_of_collapse(trial: "_Trial", metrics: dict[str, float]) -> str | None:

@@ -19,7 +19,7 @@ from care_sweep.learn.encoder import build_model
 from care_sweep.learn.objective import info_nce
 from care_sweep.learn.randomness import generator
 from care_sweep.learn.state import opened
-from care_sweep.learn.train import _build_optimizer, untrained
+from care_sweep.learn.train import _build_optimizer, measured_epochs, untrained
 from care_sweep.learn.views import apply_views, draw_views, normalise
 from care_sweep.spec import Measurement, TrialConfig
 
@@ -63,6 +63,17 @@ def test_measurements_are_complete_and_durable(config: TrialConfig, tiny: Datase
         parts = m.metrics["train_info_nce"] + config.equivariance_weight * m.metrics["train_equivariance"]
         assert m.metrics["train_loss"] == pytest.approx(parts, rel=1e-5)
         assert m.metrics["train_equivariance"] > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_measured_epochs_are_those_that_a_trial_reports(
+    config: TrialConfig, tiny: Dataset, tmp_path: Path, precision: str
+) -> None:
+    """The last one too, which is measured in float32, but for what no other epoch has."""
+    config = config.model_copy(update={"precision": precision})
+    reported = trace(run(config, tiny, tmp_path))
+    common = [{name: epoch[name] for name in EVERY_EPOCH} for epoch in reported]
+    assert list(measured_epochs(config, tiny, device=CPU)) == common
 
 
 def test_the_checkpoint_is_the_trained_encoder(config: TrialConfig, tiny: Dataset, tmp_path: Path) -> None:
