@@ -1,4 +1,4 @@
-"""What can be done with a trained encoder, in a terminal? Report, sheet, embeddings, plain weights."""
+"""What can be done with a trained encoder, in a terminal? Report, test, sheet, embeddings, plain weights."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from care_sweep.connection import without_password
+from care_sweep.counted_reads import count_read
 from care_sweep.documents import parse
 from care_sweep.errors import DatasetError, InvalidDocument
 from care_sweep.learn.checkpoint import LoadedEncoder
@@ -16,7 +18,9 @@ from care_sweep.one_trial import MEASUREMENTS_NAME
 from care_sweep.settings import Settings
 from care_sweep.spec import Measurement
 
-__all__ = ["embed_images", "export", "read_measurements", "report_on", "sheet_of_views"]
+__all__ = ["embed_images", "export", "measure_on_test", "read_measurements", "report_on", "sheet_of_views"]
+
+_READS_NAME = "test-reads.jsonl"
 
 
 def report_on(
@@ -32,6 +36,28 @@ def report_on(
     path = output or Path(f"{Path(source).stem or 'checkpoint'}-report.html")
     path.write_text(render(encoder, found, history))
     return {"path": str(path), "num_epochs_shown": len(history), "metrics": found.metrics}
+
+
+def measure_on_test(source: str, settings: Settings, *, dataset: str | None) -> dict[str, Any]:
+    """A checkpoint's accuracies on the test split, and how many times that has been read now."""
+    from care_sweep.learn.final_report import accuracies_on_test  # noqa: PLC0415
+
+    encoder = _load(source)
+    data = _dataset(encoder, settings, dataset)
+    log = settings.home / _READS_NAME
+    checkpoint = {
+        "checkpoint": without_password(source),
+        "manifest_sha256": encoder.manifest["manifest_sha256"],
+    }
+    num_reads = count_read(log, data.fingerprint, dataset=data.name, **checkpoint)
+    return {
+        **checkpoint,
+        "dataset": data.name,
+        "fingerprint": data.fingerprint,
+        "num_reads": num_reads,
+        "log": str(log),
+        "metrics": accuracies_on_test(encoder, data),
+    }
 
 
 def sheet_of_views(

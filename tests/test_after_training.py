@@ -1,4 +1,4 @@
-"""`care-sweep report`, `views`, `embed` and `export-weights`: what they write, print and refuse."""
+"""`care-sweep report`, `test`, `views`, `embed` and `export-weights`: what they write, print and refuse."""
 
 import json
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.cli import app
+from care_sweep.learn import final_report
 from care_sweep.learn.checkpoint import save
 from care_sweep.learn.data import load_dataset
 from care_sweep.learn.encoder import EncoderName, build_model
@@ -79,6 +80,37 @@ def test_what_report_refuses(run: Run, trial: Path, tmp_path: Path) -> None:
     for content in (*nothing, '[{"epoch": 0, "metrics": {}, "seconds": 1}]', '{"epoch": 1}\n{"epoch":'):
         (tmp_path / "log").write_text(content)
         assert "log: " in run("report", checkpoint, "--measurements", "log", status=1).stderr
+
+
+def test_each_reading_of_the_test_split_is_counted(run: Run, trial: Path, tmp_path: Path) -> None:
+    checkpoint, other = str(trial / "resnet_tiny.tar"), str(trial / "resnet18.tar")
+    first = json.loads(run("test", checkpoint, "--json").stdout)
+    assert first["num_reads"] == 1
+    assert set(first["metrics"]) == {
+        *("test_knn_accuracy", "num_test_images"),
+        *("test_probe_accuracy", "test_probe_accuracy_mean", "test_probe_accuracy_spread"),
+    }
+    assert first["metrics"]["num_test_images"] == 50
+    assert "read 2 of this test split; all are in " in run("test", other).stdout
+    assert json.loads(run("test", checkpoint, "--dataset", "cifar10-mini", "--json").stdout)["num_reads"] == 1
+    again = json.loads(run("test", checkpoint, "--json").stdout)
+    assert (again["num_reads"], again["metrics"]) == (3, first["metrics"])
+    lines = [json.loads(line) for line in (tmp_path / "home" / "test-reads.jsonl").read_text().splitlines()]
+    assert [line["number"] for line in lines] == [1, 2, 1, 3]
+    assert [line["checkpoint"] for line in lines] == [checkpoint, other, checkpoint, checkpoint]
+    assert len({line["manifest_sha256"] for line in lines}) == 2
+    assert all(line["user"] and line["read_at"] for line in lines)
+
+
+def test_what_fails_while_it_reads_has_counted(
+    run: Run, trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the power went")
+
+    monkeypatch.setattr(final_report, "accuracies_on_test", fail)
+    run("test", str(trial / "resnet_tiny.tar"), status=1)
+    assert len((tmp_path / "home" / "test-reads.jsonl").read_text().splitlines()) == 1
 
 
 def test_views(run: Run, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What can a person type? The command `care-sweep`: the client in a terminal, and the programs it starts.
 
     instance     a service with its runner and Ray: serve, demo
-    training     one trial here, and what its encoder is good for: train, report, views, embed, export-weights
+    training     one trial here, and its encoder's use: train, report, test, views, embed, export-weights
     sweeps       what is asked of a service: submit, list, show, watch, best, download, export, logs; spaces
     control      what is wanted of a sweep that is there: pause, resume, stop, cancel, extend, enqueue, delete
     database     what an operator does with the database: db upgrade, check, copy

@@ -14,7 +14,7 @@ from care_sweep.documents import parse
 from care_sweep.settings import Settings
 from care_sweep.spec import SearchSpace, TrialConfig
 
-__all__ = ["embed", "export_weights", "report", "train", "views"]
+__all__ = ["embed", "export_weights", "report", "test", "train", "views"]
 
 
 @command()
@@ -98,6 +98,27 @@ def report(
     settings = Settings.from_environment()
     found = report_on(checkpoint, settings, dataset=dataset, measurements=measurements, output=output)
     print_answer(found, found["path"], as_json)
+
+
+@command()
+def test(
+    checkpoint: Checkpoint,
+    dataset: Annotated[
+        str | None, typer.Option(help="Images to test on (default: those it was trained with).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an encoder on the test split, for a final report: choose by validation, each time is counted.
+
+    kNN and linear probe learn from train and validation together. Who has tested what, and when, is kept in
+    test-reads.jsonl in CARE_SWEEP_HOME.
+    """
+    from care_sweep.after_training import measure_on_test  # noqa: PLC0415
+
+    found = measure_on_test(checkpoint, Settings.from_environment(), dataset=dataset)
+    print_answer(found, tables.metrics_table(found["metrics"]), as_json)
+    if not as_json:
+        print(f"read {found['num_reads']} of this test split; all are in {found['log']}")
 
 
 @command()
