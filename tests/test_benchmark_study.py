@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import study
 import study_results
 
 from care_sweep import load
-from care_sweep.learn.data import BUNDLED_IMAGES
+from care_sweep.learn.data import BUNDLED_IMAGES, load_dataset
 from care_sweep.spec import TrialConfig
 
 _STUDY = Path(__file__).parents[1] / "benchmarks" / "study.py"
@@ -72,20 +73,9 @@ def test_a_killed_study_goes_on_and_finds_what_an_undisturbed_one_does(tmp_path:
     assert "| untrained | 1 |" in undisturbed.stdout
     assert (whole / "weights.svg").read_text().startswith("<svg")
 
-
-@pytest.mark.slow
-def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
-    assert _study(tmp_path, "--epochs", "1").returncode == 0
-    others = (
-        ["--images", "310"],
-        ["--epochs", "2", "--seeds", "1"],
-        ["--encoder", "resnet18", "--weights", "0"],
-    )
-    for other in others:
-        refused = _study(tmp_path, "--epochs", "1", *other)
-        assert refused.returncode == 1
-        assert "use another --directory" in refused.stderr
-    assert _study(tmp_path, "--epochs", "1", "--seeds", "0", "1", "--minutes", "0.0001").returncode == 0
+    refused = _study(whole, "--epochs", "3", "--seeds", "1", "--encoder", "resnet18")
+    assert refused.returncode == 1
+    assert "use another --directory" in refused.stderr
 
 
 def _end(directory: Path, outcome: str, *, data: str = "a", accuracy: float = 0.5, **changes: Any) -> None:
@@ -121,3 +111,12 @@ def test_no_table_is_of_unlike_runs(tmp_path: Path, other: dict[str, Any]) -> No
     _end(tmp_path / "1", "COMPLETE", **{"seed": 1, **other})
     with pytest.raises(SystemExit, match="differ in more than loss and seed"):
         study_results.table(tmp_path)
+
+
+def test_a_run_joins_runs_of_its_settings_and_images_alone(tmp_path: Path) -> None:
+    data = load_dataset("cifar10-mini", download_directory=tmp_path)
+    _end(tmp_path / "0", "COMPLETE", seed=0, data=data.fingerprint)
+    study._refuse_others(tmp_path, TrialConfig(seed=1, equivariance_weight=3.0), data)
+    for config, images in ((TrialConfig(epochs=2), data), (TrialConfig(), study.part_of(data, 100))):
+        with pytest.raises(SystemExit, match="use another --directory"):
+            study._refuse_others(tmp_path, config, images)
