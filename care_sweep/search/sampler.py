@@ -1,7 +1,8 @@
 """What does TPE draw, without reading every parameter of every trial anew at each ask?
 
 Its points are those of Optuna's own. Of ten thousand trials Optuna compares the distributions and looks up
-each parameter; here it is told which parameters all trials have, and finds the rest in a table.
+each parameter; here it is told which parameters all trials have, or reads one trial of each kind, and finds
+the rest in a table.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
+from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -75,6 +77,22 @@ class TabledTrials(InMemoryStorage):
         return dict(zip(names, found.T, strict=True))
 
 
+class _GroupsOfKinds(_GroupDecomposedSearchSpace):
+    """The groups of parameters that go together, found from the first trial of each kind.
+
+    Another trial with the same parameters parts no group further, nor does it change their order.
+    """
+
+    def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
+        kinds: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        for trial in study._get_trials(deepcopy=False, states=ended, use_cache=use_cache):
+            kinds.setdefault(tuple(trial.distributions), trial.distributions)
+        for distributions in kinds.values():
+            self._search_space.add_distributions(distributions)
+        return self._search_space
+
+
 class TabledSampler(TPESampler):
     """Optuna's TPE over the trials of a table."""
 
@@ -88,6 +106,7 @@ class TabledSampler(TPESampler):
             options: Optuna's.
         """
         super().__init__(**options)
+        self._group_decomposed_search_space = _GroupsOfKinds(include_pruned=True)
         self._trials = trials
         self._always_drawn = always_drawn
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler, TPESampler
+from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 from spaces import MIXED
@@ -109,3 +110,25 @@ def test_the_table_is_what_is_asked(space: SearchSpace, monkeypatch: pytest.Monk
     ours, _ = long_lived(space, 60)
     monkeypatch.setattr(TPESampler, "_get_internal_repr", None)
     ours.ask(60)
+
+
+def test_groups_are_those_of_every_trial(conditional_space: SearchSpace) -> None:
+    """In their order too, in which values are drawn."""
+    for num_trials in (1, 2, 5, 60):
+        ours, plain = long_lived(conditional_space, num_trials)
+        found = sampler._GroupsOfKinds(include_pruned=True).calculate(ours._study)
+        every = _GroupDecomposedSearchSpace(include_pruned=True).calculate(plain._study)
+        assert [set(one) for one in found.search_spaces] == [set(one) for one in every.search_spaces]
+
+
+def test_groups_are_found_from_a_trial_of_each_kind(
+    conditional_space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = long_lived(conditional_space, 60)
+    read = []
+    add = _SearchSpaceGroup.add_distributions
+    monkeypatch.setattr(
+        _SearchSpaceGroup, "add_distributions", lambda self, one: (read.append(set(one)), add(self, one))
+    )
+    ours.ask(60)
+    assert len(read) == len({frozenset(one) for one in read}) == 3
