@@ -1,4 +1,4 @@
-"""How is HEAD answered? As GET is, without the body, and without the work that the body would be."""
+"""How is HEAD answered? As GET is, without the body; what is streamed ends with its head."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

@@ -15,7 +15,7 @@ __all__ = ["READS", "own_names", "refuse_foreign_requests"]
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _PROBES = ("/healthz", "/readyz")
-"""They are called by an address, as an orchestrator knows it, and tell nothing."""
+"""They are called by an address, as an orchestrator knows it; they tell the version and what is away."""
 
 READS = ("GET", "OPTIONS")
 

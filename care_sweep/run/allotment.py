@@ -43,13 +43,16 @@ class Allotment:
         conductor = self._conductor
         while True:
             conductor.look()
+            conductor.demands()  # a quota may be spent
             if conductor.is_finished or conductor.is_out_of_budget:
                 return []
-            nodes = list(self._nodes.usable().values())
-            if capacity_of(nodes, {**self._wanted(), "GPU": 0.0}):
-                return nodes
-            self._tell_ready(True)  # it wants one
-            conductor.explain(self._why_nothing_runs(nodes))
+            nodes = self._usable()
+            if nodes is not None:
+                resources = list(nodes.values())
+                if capacity_of(resources, {**self._wanted(), "GPU": 0.0}):
+                    return resources
+                self._tell_ready(True)  # it wants one
+                conductor.explain(self._why_nothing_runs(resources))
             time.sleep(_LOOK_SECONDS)
 
     def wait(self) -> bool:
@@ -74,10 +77,8 @@ class Allotment:
         self._looked_at = time.monotonic()
         conductor = self._conductor
         self._tell_ready(not conductor.is_held_up)
-        try:
-            nodes, demands = self._nodes.usable(), conductor.demands()
-        except RayError as error:
-            _LOG.warning("the nodes of the cluster are not known: %s", error)
+        nodes, demands = self._usable(), conductor.demands()
+        if nodes is None:
             return
         if demands is not None:
             self._is_known = True
@@ -85,6 +86,14 @@ class Allotment:
             conductor.explain(self._why_nothing_runs(list(nodes.values())))
         if conductor.num_ended >= _FEW_TRIALS and _memory_bytes() > _MOST_MEMORY_BYTES:
             conductor.hand_over()
+
+    def _usable(self) -> Mapping[str, Mapping[str, float]] | None:
+        """The resources of each node; None while the cluster's head is away."""
+        try:
+            return self._nodes.usable()
+        except RayError as error:
+            _LOG.warning("the nodes of the cluster are not known: %s", error)
+            return None
 
     def _tell_ready(self, is_ready: bool) -> None:
         if is_ready is not self._is_ready:

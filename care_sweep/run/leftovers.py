@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from care_sweep.errors import StorageError
 from care_sweep.layout import discard_all, discard_training_states, sweep_prefix
 from care_sweep.storage import Storage
 from care_sweep.store import Store
@@ -69,23 +68,24 @@ class Leftovers:
 
         Raises:
             DatabaseUnavailable: whether somebody wants what was left cannot be told now.
+            StorageError: the storage takes no log now.
         """
-        while self._logs:
-            self._upload(self._logs[0])
-            self._logs.popleft()
         while self._cancelled:
             discard_training_states(self._storage, sweep_prefix(self._cancelled[0]))
             self._cancelled.popleft()
         while self._left and self._monotonic() - self._left[0][0] > _LATE_WRITE_SECONDS:
             self._discard_late_writes(self._left[0][1])
             self._left.popleft()
+        while self._logs:
+            self._upload(self._logs[0])
+            self._logs.popleft()
 
     def _upload(self, log: DriverLog) -> None:
         try:
             self._storage.put(log.key, log.path.read_bytes(), overwrite=True)
             log.path.unlink()
-        except (StorageError, OSError) as error:
-            _LOG.warning("the driver's log stays in %s: %s", log.path, error)
+        except OSError as error:
+            _LOG.warning("the driver's log %s is lost: %s", log.path, error)
 
     def _discard_late_writes(self, sweep_id: str) -> None:
         """Delete what workers wrote after their driver's end and nobody wants any more."""

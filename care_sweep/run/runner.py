@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from care_sweep.errors import ClusterExposed, DatabaseUnavailable, InvalidDocument, LeaseLost
+from care_sweep.errors import ClusterExposed, DatabaseUnavailable, InvalidDocument, LeaseLost, StorageError
 from care_sweep.log_lines import begin_logging
 from care_sweep.run.cluster import await_cluster, connect, describe
 from care_sweep.run.driver import LEASE_LOST
@@ -41,9 +41,10 @@ start of a driver and of its workers."""
 _FREE_PLACE_SECONDS = 5.0
 """In this time another runner that has a place takes a waiting sweep."""
 
-_REST_SECONDS = (0.0, 5.0, 20.0)
+_REST_SECONDS = (0.0, 5.0, 10.0)
 """Before a sweep's next driver after so many have died in a row with no measurement between them; one more
-death ends the sweep. What fails at once may be mended in a moment, as a database that takes no connection."""
+death ends the sweep. What fails at once may be mended in a moment, as a database that takes no connection.
+Shorter than a lease, which the runner keeps meanwhile, so that another does not begin what it lets rest."""
 
 _NO_START_SECONDS = 15.0  # before the next try, where this machine could not start a driver
 _LOG = logging.getLogger("care_sweep.runner")
@@ -101,17 +102,16 @@ class Runner:
             self._look_after(driver)
         num_doubtful = num_orphaned = 0
         holds = self.store.holds()
-        self._forget_all_but({sweep.id for sweep in holds if sweep.lease_owner in (None, self.name)})
-        self._holders.keep_only(sweep.id for sweep in holds)
+        self._forget_all_but(holds)
         for sweep in holds:
             if sweep.id in self._drivers:
                 continue
-            doubt = self._holders.doubt(sweep)
-            if doubt is Doubt.GONE and self._may_claim(sweep):
+            doubt, rests = self._doubt(sweep), self._rests(sweep)
+            if doubt is Doubt.GONE and not rests and (self._has_room() or _needs_no_driver(sweep)):
                 self._claim(sweep)
             elif doubt is not Doubt.NONE:
                 num_doubtful += 1
-                num_orphaned += doubt is Doubt.GONE
+                num_orphaned += doubt is Doubt.GONE and not rests
         num_places = self.settings.max_active_sweeps
         num_free = max(0, num_places - len(self._drivers) - num_doubtful)
         queued = self.store.queued(limit=num_places + len(self._drivers))
@@ -157,11 +157,14 @@ class Runner:
     def _has_room(self) -> bool:
         return len(self._drivers) < self.settings.max_active_sweeps
 
-    def _may_claim(self, sweep: HoldRecord) -> bool:
-        """Of a sweep that nobody holds: there is a place for its driver, or it needs none."""
-        if sweep.is_cancelled or sweep.state is SweepState.PAUSED:  # only to be ended, or to be let go of
-            return True
-        return self._has_room() and self.monotonic() >= self._not_before.get(sweep.id, 0.0)
+    def _doubt(self, sweep: HoldRecord) -> Doubt:
+        """Whether a sweep without a driver here has lost its holder; who lets it rest is none."""
+        is_ours = sweep.id in self._not_before and sweep.lease_owner == self.name
+        return Doubt.GONE if is_ours else self._holders.doubt(sweep)
+
+    def _rests(self, sweep: HoldRecord) -> bool:
+        """It is to have its next driver from this runner later."""
+        return self.monotonic() < self._not_before.get(sweep.id, 0.0) and not _needs_no_driver(sweep)
 
     def _claim(self, sweep: HoldRecord) -> None:
         lease = self.store.claim(sweep, self.name)
@@ -170,6 +173,7 @@ class Runner:
 
     def _begin(self, sweep: HoldRecord, lease: Lease) -> None:
         self._holders.forget(sweep.id)
+        self._not_before.pop(sweep.id, None)
         if sweep.state is SweepState.PAUSED:
             lease.release(reason="paused")
             return
@@ -233,10 +237,14 @@ class Runner:
         self._holders.forget(sweep_id)
         self.leftovers.driver_ended(sweep_id, driver.log)
 
-    def _forget_all_but(self, sweep_ids: set[str]) -> None:
-        """What was noted of sweeps that have ended, stand still, or are another runner's now."""
-        for notes in (self._deaths, self._not_before, self._placed_since):
-            for sweep_id in notes.keys() - sweep_ids - self._drivers.keys():
+    def _forget_all_but(self, holds: Sequence[HoldRecord]) -> None:
+        """What was noted of sweeps that have ended or stand still, and of others' what is theirs to note."""
+        sweep_ids = {sweep.id for sweep in holds}
+        self._holders.keep_only(sweep_ids)
+        ours = {sweep.id for sweep in holds if sweep.lease_owner in (None, self.name)} | self._drivers.keys()
+        kept = ((self._deaths, sweep_ids), (self._not_before, ours), (self._placed_since, ours))
+        for notes, known in kept:
+            for sweep_id in notes.keys() - known:
                 del notes[sweep_id]
 
     def _cancel(self, driver: _Driver) -> None:
@@ -249,7 +257,7 @@ class Runner:
         _LOG.info("sweep %s was cancelled", driver.lease.sweep_id)
 
     def _replace(self, driver: _Driver, status: int) -> None:
-        """Let the sweep be claimed anew, or end it where drivers die and nothing is measured in between."""
+        """Let the sweep rest before its next driver, or end it where they die and nothing is measured."""
         sweep_id = driver.lease.sweep_id
         measured = self.store.last_measurement(sweep_id)
         deaths = self._deaths.setdefault(sweep_id, _Deaths(0, measured))
@@ -259,7 +267,6 @@ class Runner:
         with contextlib.suppress(LeaseLost):
             if deaths.count <= len(_REST_SECONDS):
                 self._not_before[sweep_id] = self.monotonic() + _REST_SECONDS[deaths.count - 1]
-                driver.lease.release()
             else:
                 message = f"its driver ended {deaths.count} times in a row; {driver.log.key} ends with: "
                 message += _last_line(driver.log.path)
@@ -277,6 +284,11 @@ def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _needs_no_driver(sweep: HoldRecord) -> bool:
+    """It is only to be let go of, or ended."""
+    return sweep.is_cancelled or sweep.state is SweepState.PAUSED
 
 
 def _last_line(log: Path) -> str:
@@ -333,9 +345,11 @@ def main() -> int:
     finally:
         stop.set()
         sweeper.join()
-        runner.close()
-        closed.set()
-        tending.join()
+        try:
+            runner.close()
+        finally:
+            closed.set()
+            tending.join()
     return 2 if exposed.is_set() else 0
 
 
@@ -359,8 +373,10 @@ def _tend(leftovers: Leftovers, closed: threading.Event) -> None:
     """Until the runner is closed, and once more for what that has left."""
     complaints = Complaints("what drivers left could not be put away")
     _repeat(leftovers.tend, _POLL_SECONDS, closed, complaints)
-    with contextlib.suppress(DatabaseUnavailable):
+    try:
         leftovers.tend()
+    except (DatabaseUnavailable, StorageError) as error:
+        _LOG.warning("what drivers left stays where it is: %s", error)
 
 
 def _tidy_up(settings: Settings, store: Store) -> None:

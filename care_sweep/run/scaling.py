@@ -1,7 +1,8 @@
 """What should an autoscaler provide? Room for the trials of all sweeps that are driven.
 
 Drivers propose only what living nodes hold, so nothing ever waits in Ray for a node to come: somebody has to
-ask. Ray keeps one request for the whole cluster, that of who asked last, and every runner asks for the same.
+ask. Ray keeps one request for the whole cluster, that of who asked last. Every runner asks for the same, as
+long as nothing is refused; then each finds by itself how much is granted, and they grow the cluster slower.
 A sweep that waits for its driver asks for nothing yet, since it could not use what came.
 """
 
@@ -49,13 +50,13 @@ def bundles(demands: Sequence[DemandRecord]) -> list[dict[str, float]]:
     """What each trial wants that could run at once, sweep after sweep: at most 1,000 in all.
 
     Of a sweep that leaves its GPUs to us nothing is known yet but its CPUs: the node that comes shows whether
-    there are any.
+    there are any. One whose quota is spent may begin none.
     """
     left = {one.token_id: one.max_concurrent_trials for one in demands}
     most = max(1, _MOST_BUNDLES // max(1, len(demands)))
     found: list[dict[str, float]] = []
     for one in demands:
-        number, limit = min(one.num_wanted, most), left[one.token_id]
+        number, limit = 0 if one.is_quota_spent else min(one.num_wanted, most), left[one.token_id]
         if one.token_id is not None and limit is not None:
             number = min(number, limit)
             left[one.token_id] = limit - number

@@ -47,15 +47,17 @@ class Workplace:
     directory: Path
 
     def training_states(self, epoch: int) -> Iterator[Path]:
-        """The training state to go on from, and the next best, for a state may be damaged: the two latest up
-        to an epoch that attempts before this have left.
+        """The training state to go on from, and the next best, for a state may be damaged.
+
+        They are the latest up to an epoch, of the latest attempt before this, then of the one before: an
+        attempt that left any had gone on from those before it, or could not.
 
         All others of them are deleted. There may be those of later attempts: this may be what is left of one
         that was given up.
         """
         number = attempt_of(self.attempt)
         states = [one for one in training_states(self.storage, self.trial) if attempt_of(one) < number]
-        states.sort(key=lambda one: (epoch_of(one), attempt_of(one)), reverse=True)
+        states.sort(key=lambda one: (attempt_of(one), epoch_of(one)), reverse=True)
         kept = [one for one in states if epoch_of(one) <= epoch][:2]
         others = [one for one in states if one not in kept]
         discard(self.storage, others, f"training states below {self.trial}")

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from conducting import Sweep
+from demanding import demand
+from ray.exceptions import RaySystemError
 
 from care_sweep.run import allotment, tuning
 from care_sweep.run.allotment import Allotment
@@ -45,6 +47,28 @@ def test_a_sweep_asks_for_a_node_and_says_so_until_one_has_come(make_sweep: Call
     assert Allotment(sweep.conduct(), nodes).await_node() == [_HEAD, _WORKER]
     assert said[1:] == ["waiting: no node of the cluster has the 4 CPU that a trial needs"] * 2
     assert wanted == [[0], [1], [1]], "of a sweep whose GPUs are not chosen yet"
+
+
+def test_the_clusters_head_may_be_away_while_a_node_is_waited_for(make_sweep: Callable[..., Sweep]) -> None:
+    class _Away(_Growing):
+        def usable(self) -> Mapping[str, Mapping[str, float]]:
+            found = super().usable()
+            if self.num_looks == 2:
+                raise RaySystemError("the GCS does not answer")
+            return found
+
+    nodes: Any = _Away()
+    assert Allotment(make_sweep().conduct(), nodes).await_node() == [_HEAD, _WORKER]
+
+
+def test_a_spent_quota_is_heard_while_a_node_is_waited_for(
+    make_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conductor = make_sweep().conduct()
+    demands = [demand(conductor.sweep_id, is_quota_spent=True)]
+    monkeypatch.setattr(conductor._store, "demands", lambda: demands)
+    nodes: Any = SimpleNamespace(usable=lambda: {"head": _HEAD})
+    assert Allotment(conductor, nodes).await_node() == []
 
 
 def test_gpus_are_chosen_once_there_is_a_node_that_may_have_some(

@@ -12,7 +12,7 @@ import pytest
 from conducting import Clock, sweep_spec
 from sqlalchemy import event, update
 
-from care_sweep.errors import DatabaseUnavailable
+from care_sweep.errors import DatabaseUnavailable, StorageError
 from care_sweep.run import runner as runner_module
 from care_sweep.run.holders import LEASE_SECONDS
 from care_sweep.run.runner import Runner
@@ -91,6 +91,10 @@ class Scene:
             self.runner.leftovers.tend()
             meanwhile()
             self.clock.now += 0.5
+
+
+def _away(*_: Any, **__: Any) -> None:
+    raise StorageError("the object store does not answer")
 
 
 @pytest.fixture
@@ -227,17 +231,63 @@ def test_drivers_that_die_in_a_row_end_the_sweep_and_not_in_a_moment(scene: Scen
             driver.log.path.write_text("before\nConnectionError: too many clients\0\n")
             driver.process.status = 1
 
-    scene.look_for(20, die)
+    scene.look_for(14, die)
     assert scene.store.sweep(scene.sweep_id).state is SweepState.RUNNING
     while scene.store.sweep(scene.sweep_id).state is SweepState.RUNNING:
         scene.look_for(0.5, die)
-    assert 25 <= scene.clock.now - began <= 30
+    assert 15 <= scene.clock.now - began <= 20
     sweep = scene.store.sweep(scene.sweep_id)
     assert (sweep.state, sweep.reason) == (SweepState.FAILED, "driver failed")
     assert sweep.message == (
         f"its driver ended 4 times in a row; sweeps/{scene.sweep_id}/driver.log ends with: "
         "ConnectionError: too many clients\ufffd"
     )
+
+
+def test_runners_do_not_take_from_each_other_what_rests(scene: Scene) -> None:
+    other = Runner(scene.runner.settings, scene.store, monotonic=scene.clock, name="another")
+    num_started = 0
+
+    def die() -> None:
+        nonlocal num_started
+        other.step()
+        for driver in (*scene.drivers(), *other._drivers.values()):
+            num_started += driver.process.status is None
+            driver.process.status = 1
+            driver.log.path.touch()
+
+    scene.look_for(60, die)
+    assert (scene.store.sweep(scene.sweep_id).reason, num_started) == ("driver failed", 4)
+
+
+def test_what_rests_asks_nobody_to_give_way(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene(num_places=2)
+    scene.look_for(PLACE_SECONDS, scene.renew)
+    (healthy,) = scene.drivers()
+    scene.store.submit(sweep_spec())
+
+    def die() -> None:
+        scene.renew()
+        for driver in scene.drivers():
+            if driver is not healthy:
+                driver.process.status = 1
+                driver.log.path.touch()
+
+    scene.look_for(14, die)
+    assert scene.drivers() == [healthy]
+    assert not healthy.process.is_asked_to_give_way
+
+
+def test_a_cancelled_sweep_ends_though_it_rests(scene: Scene) -> None:
+    for _ in range(2):
+        scene.look_for(1)
+        for driver in scene.drivers():
+            driver.process.status = 1
+    scene.look_for(1)
+    assert (scene.drivers(), scene.owner) == ([], "ours")
+    scene.store.control.cancel(scene.sweep_id)
+    scene.look_for(1)
+    assert scene.store.sweep(scene.sweep_id).state is SweepState.CANCELLED
 
 
 def test_a_sweep_whose_driver_cannot_be_started_says_why_and_holds_up_no_other(
@@ -427,14 +477,19 @@ def test_what_a_worker_writes_after_its_sweep_was_deleted_goes(scene: Scene) -> 
 
 
 def test_a_drivers_log_goes_to_the_object_store_once_it_has_ended(
-    bucket: str, make_scene: Callable[..., Scene]
+    bucket: str, make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Which may be away at first."""
     scene = make_scene(storage_uri=f"{bucket}/logs")
     scene.look_for(1)
     (driver,) = scene.drivers()
     driver.log.path.write_text("what it said")
     driver.lease.finish_sweep(SweepState.SUCCEEDED)
     driver.process.status = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(type(scene.runner.leftovers._storage), "put", _away)
+        with pytest.raises(StorageError):
+            scene.look_for(1)
     scene.look_for(1)
     storage = open_storage(scene.runner.settings.storage_uri)
     assert b"".join(storage.read(f"sweeps/{scene.sweep_id}/driver-00001.log")) == b"what it said"

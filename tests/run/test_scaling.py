@@ -30,6 +30,7 @@ def test_each_trial_that_could_run_is_asked_for() -> None:
             demand("b", gpus_per_trial=0.25, num_wanted=1),
             demand("c", gpus_per_trial=None, num_wanted=1),
             demand("d", num_wanted=0),
+            demand("e", num_wanted=1, is_quota_spent=True),
         ]
     )
     assert asked == [{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 1.0, "GPU": 0.25}, {"CPU": 1.0}]

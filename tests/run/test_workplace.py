@@ -182,19 +182,22 @@ def test_a_damaged_state_is_no_end(
 def test_of_many_attempts_the_latest_before_this_left_the_state(storage: Storage, tmp_path: Path) -> None:
     """Of the latest epoch that was reported, or of the one before: the last may be damaged."""
     for attempt, epoch in ((2, 3), (9, 3), (10, 3), (10, 2), (10, 4), (12, 3)):
-        storage.put(f"{TRIAL}/attempt-{attempt}/state-{epoch:05d}.pt", str(attempt).encode())
+        storage.put(f"{TRIAL}/attempt-{attempt}/state-{epoch:05d}.pt", f"{attempt} {epoch}".encode())
     with workplace(storage, TRIAL, 11, tmp_path / "scratch") as place:
-        assert [state.read_text() for state in place.training_states(3)] == ["10", "9"]
+        assert [state.read_text() for state in place.training_states(3)] == ["10 3", "10 2"]
     left = [one.key.split("/")[-2] for one in storage.list(TRIAL) if one.key.endswith(".pt")]
-    assert sorted(left) == ["attempt-10", "attempt-12", "attempt-9"], "12 may run, and this one be given up"
+    assert sorted(left) == ["attempt-10", "attempt-10", "attempt-12"], "12 may run, this one be given up"
 
 
 def test_an_attempt_that_was_interrupted_while_it_retraced_is_gone_on_from(
     storage: Storage, tmp_path: Path
 ) -> None:
+    """Though those that it could not read are of later epochs."""
+    for epoch in (79, 80):
+        storage.put(f"{TRIAL}/attempt-1/state-{epoch:05d}.pt", b"unreadable")
     storage.put(f"{TRIAL}/attempt-2/state-00040.pt", b"retraced")
     with workplace(storage, TRIAL, 3, tmp_path / "scratch") as place:
-        assert [state.read_text() for state in place.training_states(80)] == ["retraced"]
+        assert [state.read_text() for state in place.training_states(80)] == ["retraced", "unreadable"]
 
 
 def test_an_object_store_that_does_not_answer_interrupts(
