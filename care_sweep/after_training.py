@@ -39,11 +39,24 @@ def report_on(
 
 
 def measure_on_test(source: str, settings: Settings, *, dataset: str | None) -> dict[str, Any]:
-    """A checkpoint's accuracies on the test split, and how many times that has been read now."""
+    """A checkpoint's accuracies on the test split, and how many times that has been read now.
+
+    Raises:
+        DatasetError: no images are named, and those that the encoder was trained with have changed since.
+    """
     from care_sweep.learn.final_report import accuracies_on_test  # noqa: PLC0415
 
     encoder = _load(source)
     data = _dataset(encoder, settings, dataset)
+    same_images = _are_its_own(encoder, data)
+    if dataset is None and not same_images:
+        # a changed set is cut anew, so that images of train may be in its test split
+        raise DatasetError(
+            f"{data.name} has changed since the encoder was trained with it (its fingerprint is "
+            f"{data.fingerprint[:12]}, it was {encoder.manifest['dataset']['fingerprint'][:12]}): the test "
+            "split may hold images of that training; bring the images back as they were, or name those to "
+            "test on with --dataset"
+        )
     log = settings.home / _READS_NAME
     checkpoint = {
         "checkpoint": without_password(source),
@@ -54,6 +67,7 @@ def measure_on_test(source: str, settings: Settings, *, dataset: str | None) -> 
         **checkpoint,
         "dataset": data.name,
         "fingerprint": data.fingerprint,
+        "same_images": same_images,
         "num_reads": num_reads,
         "log": str(log),
         "metrics": accuracies_on_test(encoder, data),
@@ -109,6 +123,11 @@ def _load(source: str) -> LoadedEncoder:
     import torch  # noqa: PLC0415
 
     return load(source).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _are_its_own(encoder: LoadedEncoder, data: Dataset) -> bool:
+    """Whether these are the images that it was trained with, and so are cut as they were then."""
+    return bool(encoder.manifest["dataset"]["fingerprint"] == data.fingerprint)
 
 
 def _dataset(encoder: LoadedEncoder, settings: Settings, name: str | None) -> Dataset:

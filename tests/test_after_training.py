@@ -102,6 +102,31 @@ def test_each_reading_of_the_test_split_is_counted(run: Run, trial: Path, tmp_pa
     assert all(line["user"] and line["read_at"] for line in lines)
 
 
+def test_images_that_have_changed_since_are_tested_on_by_name_alone(run: Run, tmp_path: Path) -> None:
+    """Their test split is cut anew, and so holds images that the encoder was trained with."""
+    images = tmp_path / "images"
+    for number in range(40):
+        file = images / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
+    name = f"folder:{images}"
+    data = load_dataset(name, download_directory=tmp_path)
+    values = {"encoder": "resnet_tiny", "knn_neighbors": 5, "probe_epochs": 1, "batch_size": 8}
+    config = TrialConfig.model_validate({"dataset": name, "num_splits": 4, **values})
+    model = build_model("resnet_tiny", 0)
+    probe = nn.Linear(model.num_features, len(data.class_names))
+    save(tmp_path / "it.tar", model=model, probe=probe, config=config, metrics={}, data=data)
+    assert json.loads(run("test", "it.tar", "--json").stdout)["same_images"]
+    assert "not the images" not in run("test", "it.tar").stdout
+
+    (images / "a" / "0.png").unlink()
+    refused = run("test", "it.tar", status=1).stderr
+    assert "has changed since the encoder was trained with it" in " ".join(refused.split())
+    assert len((tmp_path / "home" / "test-reads.jsonl").read_text().splitlines()) == 2
+    assert not json.loads(run("test", "it.tar", "--dataset", name, "--json").stdout)["same_images"]
+    assert "these are not the images it was trained with" in run("test", "it.tar", "--dataset", name).stdout
+
+
 def test_what_fails_while_it_reads_has_counted(
     run: Run, trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,10 @@ def report(
 def test(
     checkpoint: Checkpoint,
     dataset: Annotated[
-        str | None, typer.Option(help="Images to test on (default: those it was trained with).")
+        str | None,
+        typer.Option(
+            help="Images to test on (default: those it was trained with, if they have not changed)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -118,6 +121,11 @@ def test(
     found = measure_on_test(checkpoint, Settings.from_environment(), dataset=dataset)
     print_answer(found, tables.metrics_table(found["metrics"]), as_json)
     if not as_json:
+        if not found["same_images"]:
+            print(
+                "these are not the images it was trained with, as they were then: it may have been trained "
+                "with some that are in this test split"
+            )
         print(f"read {found['num_reads']} of this test split; all are in {found['log']}")
 
 
