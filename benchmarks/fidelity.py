@@ -120,9 +120,19 @@ def _outcome(
         "num_reached": sum(math.isfinite(seconds) for seconds in own),
         "seconds_by_seed": [seconds if math.isfinite(seconds) else None for seconds in own],
         "seconds": _quartiles(own),
-        "control_over_this": _quartiles([there / here for there, here in zip(theirs, own, strict=True)]),
+        "control_over_this": _control_over(own, theirs),
         "points_below_best": budgets,
     }
+
+
+def _control_over(own: Sequence[float], theirs: Sequence[float]) -> list[float | None]:
+    """Quartiles of how many times as long the control took; None: the method never got there.
+
+    They are the inverses of the quartiles of own / control, where never is infinite: no ratio that a seed
+    has is averaged with it.
+    """
+    ratios = _quartiles([here / there for here, there in zip(own, theirs, strict=True)])
+    return [None if ratio is None else 1 / ratio for ratio in reversed(ratios)]
 
 
 def _facts(recording: "Recording", within: float) -> dict[str, Any]:

@@ -155,7 +155,9 @@ def test_a_sweep_that_never_gets_there_is_infinitely_far() -> None:
     assert found["num_reached"] == 2
     assert found["seconds_by_seed"] == [2.0, None, 2.0]
     assert found["seconds"] == [2.0, 2.0, None]
-    assert found["control_over_this"] == [1.5, 3.0, 3.0]
+    assert found["control_over_this"] == [None, 3.0, 3.0]
+    half = _outcome([faster, never], [there, there], facts)
+    assert half["control_over_this"] == [None, None, None]  # 3 and never have nothing between them
     below = found["points_below_best"]
     assert below["4"] == pytest.approx([0.0, 0.0, 10.0])  # after 2 s
     late = _outcome([there], [there], {**facts, "full_length_seconds": 0.4})
