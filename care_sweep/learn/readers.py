@@ -19,9 +19,10 @@ from care_sweep.learn.pixels import Labelled, is_image, stack
 
 __all__ = ["RawDataset", "read_folder", "read_parquet", "read_tree"]
 
-_SPLITS = ("train", "val", "valid", "validation", "test")
-_TRAIN_WORD = re.compile("train[a-z]*|val|valid[a-z]*|dev")
-_TEST_WORD = re.compile("test[a-z]*|eval|evaluation")
+_TRAIN = "train(?:ing)?|val(?:id(?:ation)?)?|dev"
+_TEST = "test(?:ing)?|eval(?:uation)?"
+_SPLIT = re.compile(f"(?P<train>{_TRAIN})|(?P<test>{_TEST})")
+_SPLIT_WORD = re.compile(f"(?:{_TRAIN}|{_TEST}|set|data|images?)+")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class RawDataset:
     class_names: tuple[str, ...]
     train: Labelled
     test: Labelled | None
+
+
+def _splits_told(name: str) -> set[str]:
+    """What the words of a name or a relative path say: train (or validation), test, both or neither.
+
+    `trainset` and `Testing` are such words too, and `traintest` says both; `contest` is none.
+    """
+    words = filter(_SPLIT_WORD.fullmatch, re.split("[^a-z]+", name.lower()))
+    return {str(found.lastgroup) for word in words for found in _SPLIT.finditer(word)}
 
 
 # --- class folders ------------------------------------------------------------------------------------------
@@ -62,11 +72,12 @@ def read_folder(path: Path, resize: int | None) -> RawDataset:
 
 def _refuse_splits(path: Path, names: Sequence[str]) -> None:
     """Refuse splits where classes are to be; a class of images may be called train, CIFAR-100 has one."""
-    splits = [name for name in names if name.lower() in _SPLITS]
+    splits = [name for name in names if _splits_told(name)]
     if splits and (len(splits) == len(names) or any(_class_names(path / name) for name in splits)):
         raise DatasetError(
             f"{path}: {splits[0]} is the name of a split, not of a class; put images into PATH/CLASS/, or "
-            "into PATH/train/CLASS/ and PATH/test/CLASS/ (or PATH/val/CLASS/)"
+            "into PATH/train/CLASS/ and PATH/test/CLASS/ (or PATH/val/CLASS/); if it is a class, call it "
+            "otherwise"
         )
 
 
@@ -124,7 +135,10 @@ def read_parquet(path: Path, resize: int | None) -> RawDataset:
 
 def _test_files(path: Path) -> dict[Path, bool]:
     """The Parquet files below a folder in order, and whether each is of the test split."""
-    told = {file: _splits_told(file.relative_to(path)) for file in sorted(path.rglob("*.parquet"))}
+    told = {
+        file: _splits_told(file.relative_to(path).with_suffix("").as_posix())
+        for file in sorted(path.rglob("*.parquet"))
+    }
     if not any(told.values()):
         return dict.fromkeys(told, False)
     for file, splits in told.items():
@@ -135,13 +149,6 @@ def _test_files(path: Path) -> dict[Path, bool]:
                 "as in test-0.parquet or test/0.parquet, or take it out of the dataset"
             )
     return {file: splits == {"test"} for file, splits in told.items()}
-
-
-def _splits_told(path: Path) -> set[str]:
-    """What words of a relative path say: train (or validation), test, both or neither."""
-    words = re.split("[^a-z]+", path.with_suffix("").as_posix().lower())
-    told = (("train", _TRAIN_WORD), ("test", _TEST_WORD))
-    return {split for split, word in told if any(map(word.fullmatch, words))}
 
 
 def _read_table(file: Path) -> pa.Table:

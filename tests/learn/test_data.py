@@ -141,7 +141,18 @@ def test_val_is_the_test_split_where_there_is_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "a"])
-@pytest.mark.parametrize("names", [("train", "valid"), ("Train", "Test"), ("train",), ("val", "test")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("train", "valid"), ("Train", "Test"), ("train",), ("val", "test"), ("Training", "Testing")),
+        *(
+            ("training_set", "test_set"),
+            ("dev", "evalset"),
+            ("train2017", "validation-images"),
+            ("traintest",),
+        ),
+    ],
+)
 def test_a_split_is_no_class(tmp_path: Path, names: tuple[str, ...], below: str) -> None:
     for name in names:
         write_tree(tmp_path, {f"{name}/{below}": 5})
@@ -150,7 +161,8 @@ def test_a_split_is_no_class(tmp_path: Path, names: tuple[str, ...], below: str)
 
 
 def test_a_class_of_images_may_be_called_train(tmp_path: Path) -> None:
-    assert load(f"folder:{write_tree(tmp_path, {'train': 5, 'bus': 5})}").class_names == ("bus", "train")
+    counts = {"train": 5, "bus": 5, "test tube": 5, "contest": 5, "data": 5}
+    assert load(f"folder:{write_tree(tmp_path, counts)}").class_names == tuple(sorted(counts))
 
 
 def test_resize_takes_the_central_square(tmp_path: Path) -> None:
@@ -299,6 +311,8 @@ def test_parquet_folder(tmp_path: Path) -> None:
         ("default/partial-train/0000", "default/partial-validation/0000", "default/partial-test/0000"),
         ("plain_text/train-00000-of-00001", "plain_text/dev-0", "plain_text/testing-00000-of-00001"),
         ("Train", "valid", "my_test_2"),
+        ("trainset", "ValidationSet/0", "eval_images"),
+        ("trainval", "training/1", "testset"),
     ],
 )
 def test_a_parquet_file_tells_its_split_by_its_path(
@@ -315,12 +329,23 @@ def test_a_parquet_file_tells_its_split_by_its_path(
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("0000", "neither train nor test"), ("contest-0", "neither"), ("train/test-0", "both train and test")],
+    [
+        ("0000", "neither train nor test"),
+        ("contest-0", "neither"),
+        ("train/test-0", "both train and test"),
+        ("traintest/0", "both"),
+    ],
 )
 def test_a_parquet_file_whose_split_is_not_evident_is_named(tmp_path: Path, name: str, found: str) -> None:
     write_parquet(tmp_path / "train-0.parquet", 12)
     write_parquet(tmp_path / f"{name}.parquet", 4)
     with pytest.raises(DatasetError, match=rf"{name}\.parquet: .* tells {found}.*name the file or a"):
+        load(f"parquet:{tmp_path}")
+
+
+def test_one_parquet_file_of_both_splits_is_not_trained_on(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "traintest" / "0.parquet", 12)
+    with pytest.raises(DatasetError, match="tells both train and test"):
         load(f"parquet:{tmp_path}")
 
 
