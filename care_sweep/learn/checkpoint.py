@@ -28,6 +28,7 @@ from care_sweep.errors import CheckpointError
 from care_sweep.learn.data import Dataset
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.model_card import model_card
+from care_sweep.learn.precision import ieee_convolutions
 from care_sweep.learn.views import normalise, unit
 from care_sweep.spec import CheckpointReference, TrialConfig
 from care_sweep.storage.durable import write_durably
@@ -74,13 +75,17 @@ class LoadedEncoder(nn.Module):
         size = manifest["dataset"].get("image_size")
         self.image_size: tuple[int, int] | None = None if size is None else (size[0], size[1])
 
+    @ieee_convolutions()
     def forward(self, images: Tensor) -> Tensor:
         """Features (N, F), before the projector: what kNN and probes read."""
         _check_images(images)
         return self.features_of(images)
 
     def features_of(self, images: Tensor) -> Tensor:
-        """As calling it, of images that are known to be sound: a traced program cannot look at values."""
+        """As calling it, of images that are known to be sound: a traced program cannot look at values.
+
+        Nor can it set how a GPU computes: that is the caller's.
+        """
         dataset = self.manifest["dataset"]
         pixels = unit(images).to(self.probe.weight.dtype)
         features: Tensor = self.model.encoder(normalise(pixels, dataset["mean"], dataset["std"]))

@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from care_sweep.learn.checkpoint import load
 from care_sweep.learn.data import Dataset
 from care_sweep.learn.encoder import CareModel, build_model
 from care_sweep.learn.evaluate import embedding_metrics_of_batches, encode
@@ -63,6 +65,14 @@ def test_features_are_computed_in_it(tiny: Dataset, found: str) -> None:
     assert seen == {"ieee"}
     seen.clear()
     embedding_metrics_of_batches(model, tiny, CPU)
+    assert seen == {"ieee"}
+    assert setting() == found
+
+
+def test_a_checkpoint_gives_its_features_in_it(checkpoint_file: Path, tiny: Dataset, found: str) -> None:
+    encoder, seen = load(checkpoint_file), set()
+    encoder.model.encoder.register_forward_hook(lambda *_: seen.add(setting()))
+    encoder(tiny.validation.images)
     assert seen == {"ieee"}
     assert setting() == found
 
