@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from care_sweep.errors import CareSweepError
-from care_sweep.settings import Settings
+from care_sweep.settings import token_path
 
 __all__ = ["own_token"]
 
@@ -20,7 +20,7 @@ def own_token(environment: Mapping[str, str] = os.environ) -> str | None:
     token = environment.get("CARE_SWEEP_TOKEN")
     if token:
         return token
-    path = Settings.from_environment(environment).token_path
+    path = token_path(environment)
     return _private_text(path).strip() if path.is_file() else None
 
 

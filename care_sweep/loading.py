@@ -12,7 +12,7 @@ from care_sweep.credentials import own_token
 from care_sweep.errors import CheckpointError, ServiceError
 from care_sweep.learn.checkpoint import LoadedEncoder, loads
 from care_sweep.learn.checkpoint import load as load_file
-from care_sweep.settings import Settings
+from care_sweep.settings import service_url
 
 __all__ = ["load"]
 
@@ -53,8 +53,8 @@ def load(source: str | Path) -> LoadedEncoder:
 
 def _fetched(server_url: str, path: str) -> bytes:
     """The bytes at a path of a server, which is shown the user's token if it is the user's service."""
-    service_url = Settings.from_environment().url
-    is_the_users = have_one_origin(server_url, service_url)
+    users_url = service_url()
+    is_the_users = have_one_origin(server_url, users_url)
     token = own_token() if is_the_users else None
     with (
         closing(Connection(server_url, _TIMEOUT_SECONDS, token)) as server,
@@ -66,7 +66,7 @@ def _fetched(server_url: str, path: str) -> bytes:
         except ServiceError as error:
             if error.status != 401 or is_the_users:
                 raise
-            here, service = without_password(server_url), without_password(service_url)
+            here, service = without_password(server_url), without_password(users_url)
             remedy = (
                 f"a token goes to CARE_SWEEP_URL alone, {service}: set that to {here} if it is your service"
             )

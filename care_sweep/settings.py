@@ -11,7 +11,7 @@ from typing import Self
 from care_sweep.errors import InvalidDocument, Problem
 from care_sweep.storage import S3_URI
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "service_url", "token_path"]
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
 _HOST = re.compile(r"[a-z0-9:]([a-z0-9._:-]{0,251}[a-z0-9])?")  # also an address of IPv6
@@ -70,7 +70,7 @@ class Settings:
         Raises:
             InvalidDocument: a setting cannot be used; its pointer is the setting's name.
         """
-        home = Path(environment.get("CARE_SWEEP_HOME") or "~/.care-sweep").expanduser().absolute()
+        home = _home(environment)
         roots, uris = _data_roots(environment.get("CARE_SWEEP_DATA_ROOTS") or str(home / "data"))
         return cls(
             home=home,
@@ -78,10 +78,8 @@ class Settings:
             storage_uri=_storage_uri(environment.get("CARE_SWEEP_STORAGE_URI") or str(home / "storage")),
             data_roots=roots,
             data_uris=uris,
-            url=environment.get("CARE_SWEEP_URL") or "http://127.0.0.1:8484",
-            token_path=Path(environment.get("CARE_SWEEP_TOKEN_PATH") or home / "token")
-            .expanduser()
-            .absolute(),
+            url=service_url(environment),
+            token_path=token_path(environment),
             ray_address=_ray_address(environment.get("RAY_ADDRESS")),
             ray_token_path=_path(environment.get("RAY_AUTH_TOKEN_PATH")),
             num_checkpoints_kept=_num_kept(environment.get("CARE_SWEEP_KEEP_CHECKPOINTS") or "all"),
@@ -104,6 +102,21 @@ class Settings:
     def download_directory(self) -> Path:
         """Where torchvision keeps the datasets it downloads, and below `s3` what object stores have sent."""
         return self.home / "datasets"
+
+
+def service_url(environment: Mapping[str, str] = os.environ) -> str:
+    """`Settings.url` alone, which no other setting keeps from being read."""
+    return environment.get("CARE_SWEEP_URL") or "http://127.0.0.1:8484"
+
+
+def token_path(environment: Mapping[str, str] = os.environ) -> Path:
+    """`Settings.token_path` alone, which no other setting keeps from being read."""
+    given = environment.get("CARE_SWEEP_TOKEN_PATH") or _home(environment) / "token"
+    return Path(given).expanduser().absolute()
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("CARE_SWEEP_HOME") or "~/.care-sweep").expanduser().absolute()
 
 
 def _ray_address(given: str | None) -> str | None:

@@ -109,6 +109,12 @@ def test_the_scheme_of_a_url_is_in_any_case(server: str, checkpoint_file: Path) 
     assert torch.equal(care_sweep.load(url)(images), care_sweep.load(checkpoint_file)(images))
 
 
+def test_settings_of_a_service_are_not_read(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # where `ray job submit` finds its cluster
+    monkeypatch.setenv("CARE_SWEEP_URL", server)
+    care_sweep.load(f"{server}/best.tar?token=a%20b")
+
+
 @pytest.mark.parametrize("path", ["/damaged", "/page", "/nothing"])
 @pytest.mark.parametrize("secret", ["user:pass%40word", "a-token"])
 def test_a_password_in_a_url_is_not_told(server: str, path: str, secret: str) -> None:
@@ -118,7 +124,7 @@ def test_a_password_in_a_url_is_not_told(server: str, path: str, secret: str) ->
 
 
 def test_nor_is_it_told_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_BACKOFF_SECONDS", ())
+    monkeypatch.setattr(connection, "_BACKOFF_SECONDS", (0.0,))
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))  # and does not listen
         with pytest.raises(ServiceError, match=r"no answer from http://\*\*\*@127") as caught:
