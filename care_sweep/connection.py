@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
@@ -55,19 +56,17 @@ class Connection:
 
         A refusal that may pass is waited for as long as it says, but for no more than a minute in all.
         """
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
-        for pause in (*_BACKOFF_SECONDS, None):
+        patience = _Patience()
+        while True:
             try:
                 response = self._http.request(method, path, **options)
             except httpx2.TransportError as error:
                 never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-                if pause is None or not (is_safe or never_sent):
+                if not ((is_safe or never_sent) and patience.has_waited_for_an_answer()):
                     raise self._unreachable(error) from error
-                time.sleep(pause)
                 continue
-            if not (_may_pass(response, is_safe=is_safe) and _has_waited(response, pause, give_up_at)):
+            if not (_may_pass(response, is_safe=is_safe) and patience.has_waited(response)):
                 return _accepted(response)
-        raise AssertionError("the last try returns or raises")
 
     def get(self, path: str, **parameters: Any) -> Any:
         """The JSON at a path."""
@@ -200,8 +199,8 @@ class Connection:
         """Write all bytes, over as many connections as it takes; returns the head of the last answer."""
         etag = ""
         timeout = self._http.timeout if prepared_seconds is None else self._silent_for(prepared_seconds)
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
-        for pause in (*_BACKOFF_SECONDS, None):
+        patience = _Patience()
+        while True:
             headers = {"Range": f"bytes={file.tell()}-", "If-Range": etag} if etag and file.tell() else {}
             try:
                 with self._http.stream(
@@ -210,6 +209,7 @@ class Connection:
                     if not response.is_success:
                         response.read()
                     else:
+                        patience.is_accepted()
                         if response.status_code != 206:
                             file.seek(0)
                             file.truncate()
@@ -218,18 +218,45 @@ class Connection:
                             file.write(chunk)
                         file.flush()
                         return response
-                if not (_may_pass(response, is_safe=True) and _has_waited(response, pause, give_up_at)):
+                if not (_may_pass(response, is_safe=True) and patience.has_waited(response)):
                     return _accepted(response)
             except httpx2.TransportError as error:
-                if pause is None:
+                if not patience.has_waited_for_an_answer():
                     raise self._unreachable(error) from error
-                time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
 
     def _unreachable(self, error: Exception) -> ServiceError:
         why = str(error) or type(error).__name__
         url = without_password(self.url)
         return ServiceError(f"no answer from {url} ({why}); `care-sweep serve` starts a service")
+
+
+class _Patience:
+    """How long one request is tried again: a minute from a refusal on, three times where no answer comes."""
+
+    def __init__(self) -> None:
+        self._give_up_at: float | None = None
+        self._unanswered = iter(_BACKOFF_SECONDS)
+        self._refused = chain(_BACKOFF_SECONDS, repeat(_BACKOFF_SECONDS[-1]))
+
+    def is_accepted(self) -> None:
+        """The minute begins anew with the next refusal: what the transfer takes is none of it."""
+        self._give_up_at = None
+
+    def has_waited(self, response: httpx2.Response) -> bool:
+        """Sleep for as long as a refusal asks, else for a moment; False, at once, if the minute is over."""
+        now = time.monotonic()
+        self._give_up_at = self._give_up_at or now + PATIENCE_SECONDS
+        if now >= self._give_up_at:
+            return False
+        time.sleep(min(_asked_pause(response) or next(self._refused), self._give_up_at - now))
+        return True
+
+    def has_waited_for_an_answer(self) -> bool:
+        """Sleep for a moment; False, at once, if none came three times."""
+        pause = next(self._unanswered, None)
+        if pause is not None:
+            time.sleep(pause)
+        return pause is not None
 
 
 class _InterruptedError(Exception):
@@ -281,15 +308,6 @@ def _may_pass(response: httpx2.Response, *, is_safe: bool) -> bool:
         return True
     asks_for_patience = response.status_code == 503 or "retry-after" in response.headers
     return is_safe and asks_for_patience and not response.is_success
-
-
-def _has_waited(response: httpx2.Response, pause: float | None, give_up_at: float) -> bool:
-    """Sleep for as long as a refusal asks, else for `pause`; False, at once, if there is no next try."""
-    patience = give_up_at - time.monotonic()
-    if pause is None or patience <= 0:
-        return False
-    time.sleep(min(_asked_pause(response) or pause, patience))
-    return True
 
 
 def _asked_pause(response: httpx2.Response) -> float | None:

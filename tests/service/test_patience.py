@@ -15,6 +15,8 @@ from care_sweep.connection import Connection
 from care_sweep.errors import ServiceError
 
 Answer = tuple[int, str | None]
+BREAKS = 0
+"""The status of an answer of 200 that stops in its midst after 0.3 s."""
 
 
 class _Scripted(ThreadingHTTPServer):
@@ -32,6 +34,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("content-length", "0")))
         self.server.asked.append((self.command, time.monotonic()))
         status, wait = self.server.answers.pop(0) if self.server.answers else (200, None)
+        if status == BREAKS:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{")
+            time.sleep(0.3)
+            return
         self.send_response(status)
         if wait is not None:
             self.send_header("Retry-After", wait)
@@ -118,6 +124,29 @@ def test_patience_has_an_end(scripted: Scripted, monkeypatch: pytest.MonkeyPatch
     with _connected(server) as connection, pytest.raises(ServiceError) as refused:
         connection.get("/")
     assert (refused.value.status, len(server.asked)) == (429, 2)
+
+
+def test_patience_is_not_used_up_by_a_number_of_refusals(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("care_sweep.connection._BACKOFF_SECONDS", (0.001,))
+    server = scripted(*[(503, None)] * 9, (200, None), *[(503, None)] * 9)
+    with _connected(server) as connection:
+        assert connection.get("/") == {}
+        connection.download("/", tmp_path / "file", needs_digest=False)
+    assert len(server.asked) == 20
+
+
+def test_a_transfer_uses_up_no_patience(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A download that is refused before and after a transfer which breaks, and took longer than patience."""
+    monkeypatch.setattr("care_sweep.connection.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("care_sweep.connection._BACKOFF_SECONDS", (0.001,))
+    server = scripted((503, None), (BREAKS, None), (503, None))
+    with _connected(server) as connection:
+        connection.download("/", tmp_path / "file", needs_digest=False)
+    assert len(server.asked) == 4
 
 
 def test_an_answer_of_success_is_the_answer(scripted: Scripted) -> None:
