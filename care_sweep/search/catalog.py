@@ -74,7 +74,7 @@ def read_document(text: bytes | str) -> Any:
     if size_bytes > limit:
         raise _refusal(f"is {size_bytes} bytes long; at most {limit} are read")
     try:
-        document = _read_json_or_yaml(text) if may_be_json else _read_yaml(text)
+        document = _read_json_or_yaml(text, size_bytes) if may_be_json else _read_yaml(text)
         if _is_deeper_than(_MAX_DEPTH, document):
             raise RecursionError
         json.dumps(document, ensure_ascii=False).encode()
@@ -133,7 +133,7 @@ class _MisreadError(ValueError):
         super().__init__(detail)
 
 
-def _read_json_or_yaml(text: str) -> Any:
+def _read_json_or_yaml(text: str, size_bytes: int) -> Any:
     """A mistake is told by the reader that came further.
 
     But for a missing comma and a second document: there YAML reads on, or says it in words that few know.
@@ -142,7 +142,7 @@ def _read_json_or_yaml(text: str) -> Any:
         return _read_json(text)
     except _MisreadError as error:
         of_json = error
-    if len(text) > _MAX_YAML_BYTES:
+    if size_bytes > _MAX_YAML_BYTES:
         raise of_json
     try:
         return _read_yaml(text)

@@ -158,6 +158,7 @@ def test_a_brace_may_begin_yaml(text: str, value: Any) -> None:
         ("{a: 1, b: [}", "line 1, column 12: while parsing a flow node"),
         ("{a: &x 1}", "line 1, column 5: anchors and aliases are not allowed; write the value out"),
         ('{"a": "' + "x" * 300_000 + '", b: 1}', "line 1, column 300011: Expecting property name"),
+        ('{"a": "' + "é" * 200_000 + '", b: 1}', "line 1, column 200011: Expecting property name"),
         ('{"a": 1,\n "a": 2}', "line 2, column 2: the key 'a' stands twice"),
         ('{"b": "' + "x" * 300_000 + '", "a": 1, "a": 2}', "a key stands twice"),
         ('{"a": ' + "9" * 5000 + "}", "line 1, column 7: the number is too long"),
