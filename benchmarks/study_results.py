@@ -53,9 +53,12 @@ def ended(directory: Path) -> list[dict[str, Any]]:
 
 
 def common(result: _Result) -> dict[str, Any]:
-    """What runs of one table have in common: all of the configuration but seed and loss, and the images."""
+    """What runs of one table have in common: all of the configuration but seed and loss, and the images.
+
+    A result that does not tell its images is like no run that does.
+    """
     varied = dict.fromkeys(("seed", "objective", "equivariance_weight"))
-    return {"config": {**result["config"], **varied}, "data": result["data"]}
+    return {"config": {**result["config"], **varied}, "data": result.get("data")}
 
 
 def measurements(directory: Path) -> list[dict[str, Any]]:

@@ -120,3 +120,14 @@ def test_a_run_joins_runs_of_its_settings_and_images_alone(tmp_path: Path) -> No
     for config, images in ((TrialConfig(epochs=2), data), (TrialConfig(), study.part_of(data, 100))):
         with pytest.raises(SystemExit, match="use another --directory"):
             study._refuse_others(tmp_path, config, images)
+
+
+def test_a_result_that_does_not_tell_its_images_is_of_others(tmp_path: Path) -> None:
+    _end(tmp_path / "0", "COMPLETE", seed=0)
+    path = tmp_path / "0" / study_results.RESULT_NAME
+    result = json.loads(path.read_text())
+    del result["data"]
+    path.write_text(json.dumps(result))
+    data = load_dataset("cifar10-mini", download_directory=tmp_path)
+    with pytest.raises(SystemExit, match="use another --directory"):
+        study._refuse_others(tmp_path, TrialConfig(equivariance_weight=30.0), data)
