@@ -62,7 +62,7 @@ def measure_on_test(source: str, settings: Settings, *, dataset: str | None) -> 
         "checkpoint": without_password(source),
         "manifest_sha256": encoder.manifest["manifest_sha256"],
     }
-    num_reads = count_read(log, data.fingerprint, dataset=data.name, **checkpoint)
+    num_reads = count_read(log, fingerprint=data.fingerprint, dataset=data.name, **checkpoint)
     return {
         **checkpoint,
         "dataset": data.name,

@@ -114,7 +114,8 @@ def test(
     """Measure an encoder on the test split, for a final report: choose by validation, each time is counted.
 
     kNN and linear probe learn from train and validation together. Who has tested what, and when, is kept in
-    test-reads.jsonl in CARE_SWEEP_HOME.
+    test-reads.jsonl in CARE_SWEEP_HOME. Readings of the same images count together, and those of one name of
+    a dataset, whatever its size or contents were.
     """
     from care_sweep.after_training import measure_on_test  # noqa: PLC0415
 

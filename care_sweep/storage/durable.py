@@ -5,7 +5,7 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["TEMPORARY_FILES", "make_folder_durably", "write_durably"]
+__all__ = ["TEMPORARY_FILES", "flush_folder", "make_folder_durably", "write_durably"]
 
 TEMPORARY_FILES = ".*.part"
 """The pattern of the names under which files are written before they take their own."""
@@ -32,7 +32,7 @@ def write_durably(path: Path, content: bytes, *, overwrite: bool = True) -> None
             path.hardlink_to(temporary)  # unlike a rename, it fails where the name is taken
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush_folder(path.parent)
 
 
 def make_folder_durably(path: Path) -> None:
@@ -48,10 +48,11 @@ def make_folder_durably(path: Path) -> None:
         path.mkdir(exist_ok=True)  # somebody else may have made it by now
     except FileExistsError:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
-    _flush(path.parent)
+    flush_folder(path.parent)
 
 
-def _flush(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Have a crash of the machine not take away the names that were made in a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
