@@ -50,7 +50,8 @@ def read_folder(path: Path, resize: int | None) -> RawDataset:
     """PATH/train/CLASS/* and PATH/test/CLASS/* where both are there, else PATH/CLASS/*; names are sorted.
 
     Where there is no PATH/test, PATH/val/CLASS/* beside PATH/train is the test split; beside both it is not
-    read. Files whose suffix is not an image's are passed over, as is what begins with a dot.
+    read. Splits of other names, as Training and test_set, are not taken for classes, but refused. Files whose
+    suffix is not an image's are passed over, as is what begins with a dot.
 
     Raises:
         DatasetError: no classes, a class without images, an unreadable image, images of mixed size, a split
