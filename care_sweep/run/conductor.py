@@ -8,13 +8,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from care_sweep.errors import DatabaseUnavailable
 from care_sweep.layout import discard_training_states, trial_prefix
 from care_sweep.run.holdups import HoldUps
 from care_sweep.run.keeping import KeptCheckpoints
-from care_sweep.run.open_trials import OpenTrial, OpenTrials
+from care_sweep.run.open_trials import Assignment, OpenTrial, OpenTrials
 from care_sweep.run.room import Room
 from care_sweep.run.searching import Searching
 from care_sweep.run.spending import SPENT, Spending
@@ -26,13 +25,12 @@ from care_sweep.spec import (
     Scalar,
     SweepSpec,
     SweepState,
-    TrialConfig,
     TrialState,
 )
 from care_sweep.storage import Storage
 from care_sweep.store import DemandRecord, Lease, Store, TrialRecord
 
-__all__ = ["Assignment", "Conductor"]
+__all__ = ["Conductor"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,21 +43,6 @@ _STOPPED = "stopped"
 
 _COLLAPSED = "collapsed"
 """A worker's reason that makes a trial INFEASIBLE: its point breaks a constraint, and nothing went wrong."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One attempt at one trial, as a worker is told of it. It goes on after `last_epoch`.
-
-    `prefix` is the trial's in the storage, `gpus` what it holds of a GPU.
-    """
-
-    number: int
-    attempt: int
-    config: TrialConfig
-    prefix: str
-    last_epoch: int
-    gpus: float
 
 
 class Conductor:

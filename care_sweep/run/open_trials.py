@@ -4,15 +4,30 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from care_sweep.spec import Scalar, Spot
+from care_sweep.spec import Scalar, Spot, TrialConfig
 
-__all__ = ["MAX_LOSSES", "OpenTrial", "OpenTrials"]
+__all__ = ["MAX_LOSSES", "Assignment", "OpenTrial", "OpenTrials"]
 
 MAX_LOSSES = 4
 """So many attempts of a trial may be lost with their worker or for want of memory before it has failed; its
 own failures are final."""
 
 _BACKOFF_SECONDS = 2.0  # before the second attempt; twice as long before each further one
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One attempt at one trial, as a worker is told of it. It goes on after `last_epoch`.
+
+    `prefix` is the trial's in the storage, `gpus` what it holds of a GPU.
+    """
+
+    number: int
+    attempt: int
+    config: TrialConfig
+    prefix: str
+    last_epoch: int
+    gpus: float
 
 
 @dataclass

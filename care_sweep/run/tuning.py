@@ -17,8 +17,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from care_sweep.run.allotment import Allotment
-from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.conductor import Conductor
 from care_sweep.run.nodes import Nodes
+from care_sweep.run.open_trials import Assignment
 from care_sweep.run.packing import choose_gpus
 from care_sweep.run.scratch import scratch_folder
 from care_sweep.run.versions import await_same_version, own_version

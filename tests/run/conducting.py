@@ -6,7 +6,8 @@ from typing import Any
 import optuna
 
 from care_sweep.documents import parse
-from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.conductor import Conductor
+from care_sweep.run.open_trials import Assignment
 from care_sweep.spec import CheckpointReference, Measurement, SweepSpec
 from care_sweep.storage import open_storage
 from care_sweep.store import Lease, Store

@@ -1,11 +1,14 @@
 """One real instance (service, runner, local Ray) for all tests that need Ray, since it costs ten seconds; and
-sweeps to conduct without it."""
+sweeps to conduct, and a runner to step, without it."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conducting import Sweep, sweep_spec
+from runner_scene import Driver, Scene
 
 from benchmarks.few_images import cut_few_images
 from care_sweep.client import Client
@@ -44,3 +47,22 @@ def make_sweep(tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
     engine = open_database(f"sqlite:///{tmp_path / 'test.db'}")
     yield lambda **changes: Sweep(Store(engine), tmp_path, sweep_spec(**changes))
     engine.dispose()
+
+
+@pytest.fixture
+def make_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scene]]:
+    monkeypatch.setattr(subprocess, "Popen", Driver)
+    made: list[Scene] = []
+
+    def make(**options: Any) -> Scene:
+        made.append(Scene(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for scene in made:
+        scene.store.engine.dispose()
+
+
+@pytest.fixture
+def scene(make_scene: Callable[..., Scene]) -> Scene:
+    return make_scene()

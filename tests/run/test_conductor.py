@@ -9,8 +9,8 @@ import pytest
 from conducting import EPOCHS, Sweep, measure, next_of, run, told
 
 from care_sweep.errors import LeaseLost, StorageError
-from care_sweep.run.conductor import Assignment, Conductor
-from care_sweep.run.open_trials import MAX_LOSSES
+from care_sweep.run.conductor import Conductor
+from care_sweep.run.open_trials import MAX_LOSSES, Assignment
 from care_sweep.search.study import Study
 from care_sweep.spec import Measurement, Place, SweepState, TrialState
 from care_sweep.store import Lease

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from conducting import EPOCHS, Sweep, measure, next_of, run, sweep_spec
 
-from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.conductor import Conductor
+from care_sweep.run.open_trials import Assignment
 from care_sweep.run.sharing import UNSHARED, Share
 from care_sweep.spec import Budget, Place, TrialState
 from care_sweep.store import Caller, Quota, Scope

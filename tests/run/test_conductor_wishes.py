@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 from conducting import EPOCHS, Sweep, measure, next_of, run, told
 
-from care_sweep.run.conductor import Assignment, Conductor
+from care_sweep.run.conductor import Conductor
+from care_sweep.run.open_trials import Assignment
 from care_sweep.spec import Measurement, TrialState
 
 
