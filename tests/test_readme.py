@@ -124,10 +124,9 @@ def test_make_demo_runs_from_a_fresh_clone(tmp_path: Path, environment: dict[str
     clone, python = tmp_path / "clone", shutil.which("python3.11")
     subprocess.run(["git", "clone", "-q", str(_ROOT), str(clone)], check=True)
     command = ["make", "demo", *([f"PYTHON={python}"] if python else [])]
+    own = os.environ | environment | {"HOME": str(tmp_path)}  # in the other HOME an instance may run
     started = time.monotonic()
-    done = subprocess.run(
-        command, cwd=clone, env=os.environ | environment, check=False, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=clone, env=own, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     print(f"make demo from a fresh clone took {time.monotonic() - started:.0f} s\n{done.stdout}")
     margin = re.search(r"best is ([\d.]+) binomial standard errors above untrained", done.stdout)
