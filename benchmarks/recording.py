@@ -57,9 +57,8 @@ def record(
         raise SystemExit(f"{file} holds runs of other settings: use another file")
     engine = torch.quasirandom.SobolEngine(len(space.parameters), scramble=True, seed=seed)
     points = engine.draw(num_runs, dtype=torch.float64).tolist()
-    next(
-        measured_epochs(space.trial_config({}, seed), data, device=device)
-    )  # a process's first epoch is slower
+    # a process's first epoch is slower
+    next(measured_epochs(space.trial_config({}, seed), data, device=device))
     for number in range(len(recording.curves), num_runs):
         parameters = curves.values_at(space, points[number])
         curve = _curve(number, parameters, space, seed, data)

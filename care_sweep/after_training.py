@@ -48,7 +48,7 @@ def measure_on_test(source: str, settings: Settings, *, dataset: str | None) -> 
 
     encoder = _load(source)
     data = _dataset(encoder, settings, dataset)
-    same_images = _are_its_own(encoder, data)
+    same_images = encoder.knows(data)
     if dataset is None and not same_images:
         # a changed set is cut anew, so that images of train may be in its test split
         raise DatasetError(
@@ -123,11 +123,6 @@ def _load(source: str) -> LoadedEncoder:
     import torch  # noqa: PLC0415
 
     return load(source).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _are_its_own(encoder: LoadedEncoder, data: Dataset) -> bool:
-    """Whether these are the images that it was trained with, and so are cut as they were then."""
-    return bool(encoder.manifest["dataset"]["fingerprint"] == data.fingerprint)
 
 
 def _dataset(encoder: LoadedEncoder, settings: Settings, name: str | None) -> Dataset:

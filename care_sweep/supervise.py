@@ -60,8 +60,8 @@ class Instance:
         self.service = Part("service", service, logs / "service.log")
         self.runner = Part("runner", [sys.executable, "-m", "care_sweep.run.runner"], logs / "runner.log")
         self.ray: LocalRay | None = None
-        self._of_trials: dict[str, str] = {}  # unless the user says otherwise
-        self._compiled = settings.home / "torchinductor"
+        compiled = str(settings.home / "torchinductor")
+        self._of_trials = {"TORCHINDUCTOR_CACHE_DIR": compiled}  # unless the user says otherwise
         self._environment = {**os.environ, "CARE_SWEEP_HOME": str(settings.home)}
         for name in _OF_CLIENTS:
             self._environment.pop(name, None)
@@ -82,7 +82,7 @@ class Instance:
         self.token_path = token_path
         self.ray = LocalRay(self.log_directory, token_path.read_text(), command)
         self._environment |= ray_environment(token_path)
-        self._of_trials = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(self._compiled)}
+        self._of_trials["TMPDIR"] = str(scratch)
         self._environment.pop("RAY_AUTH_TOKEN", None)  # another cluster's; Ray would prefer it
 
     def start(self) -> None:

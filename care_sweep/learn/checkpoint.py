@@ -6,6 +6,7 @@ in the manifest, the manifest's own too, and a file that is not byte for byte wh
 would give is refused: no damage goes unseen.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -74,6 +75,15 @@ class LoadedEncoder(nn.Module):
         self.class_names: tuple[str, ...] = tuple(manifest["dataset"]["class_names"])
         size = manifest["dataset"].get("image_size")
         self.image_size: tuple[int, int] | None = None if size is None else (size[0], size[1])
+
+    def knows(self, data: Dataset) -> bool:
+        """Whether these are the images that it was trained with, and so are cut into splits as they were."""
+        return bool(self.manifest["dataset"]["fingerprint"] == data.fingerprint)
+
+    def as_its_own(self, data: Dataset) -> Dataset:
+        """The images, normalised as those that it was trained with."""
+        own = self.manifest["dataset"]
+        return dataclasses.replace(data, mean=tuple(own["mean"]), std=tuple(own["std"]))
 
     @ieee_convolutions()
     def forward(self, images: Tensor) -> Tensor:

@@ -4,8 +4,6 @@ kNN and the linear probes learn from train and validation together, the whole pu
 published accuracies have it. The encoder itself was trained without the validation images.
 """
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -23,8 +21,7 @@ def accuracies_on_test(encoder: LoadedEncoder, data: Dataset) -> dict[str, float
     with `_mean` and `_spread` (sample standard deviation) over that and the next 2 seeds;
     `num_test_images`.
     """
-    trained_on = encoder.manifest["dataset"]
-    data = dataclasses.replace(data, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
+    data = encoder.as_its_own(data)
     device = next(encoder.parameters()).device
 
     def encoded(*splits: Split) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """What has an encoder learnt? One page of HTML that needs nothing beside it."""
 
 import base64
-import dataclasses
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,9 +74,7 @@ def examine(encoder: LoadedEncoder, data: Dataset) -> Findings:
 
     The test split is not read.
     """
-    trained_on = encoder.manifest["dataset"]
-    same_images = trained_on["fingerprint"] == data.fingerprint
-    data = dataclasses.replace(data, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
+    same_images, data = encoder.knows(data), encoder.as_its_own(data)
     model, config = encoder.model, encoder.config
     device = next(encoder.parameters()).device
     with torch.no_grad():

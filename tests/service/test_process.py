@@ -80,7 +80,7 @@ def _has_ipv6() -> bool:
     return True
 
 
-@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no ::1")
+@pytest.mark.skipif(not _has_ipv6(), reason="its kernel has IPv6 switched off: no installation brings ::1")
 def test_it_listens_on_an_address_of_ipv6(tmp_path: Path) -> None:
     """As on loopback of IPv4: nobody needs a token, and only its own names are answered."""
     with (
