@@ -135,6 +135,7 @@ class Sweep(SweepSummary):
     @classmethod
     def of(cls, record: SweepRecord) -> Self:
         spent = Spent(seconds=record.active_seconds, gpu_hours=record.gpu_seconds / 3600)
+        assert record.enqueued is not None, "a list shows summaries"
         points = [
             WaitingPoint(sequence=sequence, parameters=dict(parameters))
             for sequence, parameters in record.enqueued.items()

@@ -80,7 +80,7 @@ class Control:
                     f"the sweep has revision {before.revision}, not {revision}: read it again and decide anew"
                 )
             spec = revise(before.spec)
-            num_begun, num_waiting = sum(before.trial_counts.values()), len(before.enqueued)
+            num_begun, num_waiting = sum(before.trial_counts.values()), _num_waiting(before)
             if spec.num_trials < num_begun + num_waiting:
                 enqueued_too = f" and the {num_waiting} enqueued" if num_waiting else ""
                 raise Conflict(
@@ -148,7 +148,7 @@ class Control:
         with self._moving(sweep_id, Move.ENQUEUE) as (connection, before):
             if kept is not None:
                 keep_key(connection, self._caller, *kept, sweep_id, self._clock())
-            num_waiting = len(before.enqueued)
+            num_waiting = _num_waiting(before)
             num_taken = sum(before.trial_counts.values()) + num_waiting
             num_taken = max(num_taken, len(before.spec.space.baselines) + num_waiting)
             if num_taken >= before.spec.num_trials:
@@ -211,3 +211,9 @@ class Control:
             yield connection, before
             outcome = connection.execute(select(sweeps.c.state).where(this)).scalar() or "DELETED"
             note(connection, self._caller, move, sweep_id + part, outcome, self._clock())
+
+
+def _num_waiting(sweep: SweepRecord) -> int:
+    """How many enqueued points no trial was made of yet."""
+    assert sweep.enqueued is not None, "it was read alone"
+    return len(sweep.enqueued)

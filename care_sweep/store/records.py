@@ -136,7 +136,7 @@ class SweepRecord:
     `revision` the wishes of users; what was spent is that of drivers and of stored epochs, `num_images` are
     those trained on in them; `gpus_per_trial` is what was chosen where the document says `auto`, `token_id`
     that of the token that submitted it; `is_ready` while its driver can begin trials; `queued_at` is when it
-    began to wait for a driver last; `enqueued` as in `Wishes`."""
+    began to wait for a driver last; `enqueued` as in `Wishes`, None in a list, which reads no queues."""
 
     id: str
     name: str
@@ -163,7 +163,7 @@ class SweepRecord:
     priority: float
     is_ready: bool
     trial_counts: Mapping[TrialState, int]
-    enqueued: Mapping[int, Mapping[str, Scalar]]
+    enqueued: Mapping[int, Mapping[str, Scalar]] | None
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def sweep_of(connection: Connection, sweep_id: str, caller: Caller | None = None
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise _no_such(sweep_id)
-    counts, points = counts_of_trials(connection, [sweep_id]), enqueued_points(connection, [sweep_id])
-    return sweep_record(row, counts[sweep_id], points[sweep_id])
+    counts = counts_of_trials(connection, [sweep_id])
+    return sweep_record(row, counts[sweep_id], enqueued_points(connection, sweep_id))
 
 
 def counts_of_trials(
@@ -79,25 +79,20 @@ def counts_of_trials(
     return counts
 
 
-def enqueued_points(
-    connection: Connection, sweep_ids: Sequence[str]
-) -> Mapping[str, Mapping[int, Mapping[str, Scalar]]]:
-    """What users enqueued of each sweep and no trial was made of yet, by sequence, first to last."""
-    points: dict[str, dict[int, Mapping[str, Scalar]]] = {sweep_id: {} for sweep_id in sweep_ids}
+def enqueued_points(connection: Connection, sweep_id: str) -> Mapping[int, Mapping[str, Scalar]]:
+    """What users enqueued of a sweep and no trial was made of yet, by sequence, first to last."""
     query = (
-        select(enqueued.c.sweep_id, enqueued.c.sequence, enqueued.c.parameters)
-        .where(enqueued.c.sweep_id.in_(list(sweep_ids)), enqueued.c.trial_number.is_(None))
+        select(enqueued.c.sequence, enqueued.c.parameters)
+        .where(enqueued.c.sweep_id == sweep_id, enqueued.c.trial_number.is_(None))
         .order_by(enqueued.c.sequence)
     )
-    for sweep_id, sequence, parameters in connection.execute(query):
-        points[sweep_id][sequence] = parameters
-    return points
+    return {row.sequence: row.parameters for row in connection.execute(query)}
 
 
 def sweep_record(
     row: RowMapping | Mapping[str, Any],
     trial_counts: Mapping[TrialState, int],
-    enqueued: Mapping[int, Mapping[str, Scalar]],
+    enqueued: Mapping[int, Mapping[str, Scalar]] | None,
 ) -> SweepRecord:
     """A whole row of `sweeps`."""
     fields = {key: value for key, value in row.items() if key != "sequence"}

@@ -235,7 +235,7 @@ class Store:
                 reason=row.reason,
                 spec=SweepSpec.model_validate(row.spec),
                 stop_requested=frozenset(connection.execute(to_stop).scalars()),
-                enqueued=enqueued_points(connection, [sweep_id])[sweep_id],
+                enqueued=enqueued_points(connection, sweep_id),
             )
 
     def sweeps(
@@ -260,11 +260,9 @@ class Store:
             query = query.where(sweeps.c.sequence > last if oldest_first else sweeps.c.sequence < last)
         with reading(self.engine) as connection:
             rows = connection.execute(query).mappings().all()
-            ids = [row["id"] for row in rows[:page_size]]
-            counts, points = counts_of_trials(connection, ids), enqueued_points(connection, ids)
+            counts = counts_of_trials(connection, [row["id"] for row in rows[:page_size]])
         more = str(rows[page_size - 1]["sequence"]) if len(rows) > page_size else None
-        shown = [sweep_record(row, counts[row["id"]], points[row["id"]]) for row in rows[:page_size]]
-        return Page(shown, more)
+        return Page([sweep_record(row, counts[row["id"]], None) for row in rows[:page_size]], more)
 
     def trials(
         self,
