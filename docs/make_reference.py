@@ -8,7 +8,7 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from care_sweep.spec import (
 )
 from care_sweep.store import Store
 from service.app import create_app
+from service.schema_words import in_words
 from service.schemas import EnqueuedPoint, SweepChange
 
 PATH = Path(__file__).with_name("reference.md")
@@ -47,7 +48,6 @@ _SUBMITTED = (
     TrialConfig,
 )
 _CHANGES = {"PATCH /v1/sweeps/{sweep_id}": SweepChange, "POST /v1/sweeps/{sweep_id}/trials": EnqueuedPoint}
-_SCALAR = ["boolean", "integer", "number", "string"]
 _NAMED = re.compile(r" ?\(((?:CARE_SWEEP|RAY)_[A-Z_]+)(?:, )?([^()]*)\)")
 _METHODS = ("get", "post", "patch", "delete")
 
@@ -96,28 +96,10 @@ def _document(title: str, model: type[BaseModel], *, has_defaults: bool = True) 
         if not default and has_defaults:
             value = field.get_default(call_default_factory=True)
             default = f"`{json.dumps(value.model_dump() if isinstance(value, BaseModel) else value)}`"
-        kind = _type(model.model_json_schema()["properties"][name])
+        kind = in_words(model.model_json_schema()["properties"][name], code="`{}`".format, named=str)
         rows.append((f"`{name}`", kind, default, field.description or ""))
     told = " ".join(inspect.getdoc(model).split())
     return f"### {title}\n\n{told}\n\n" + _table(("key", "", "default", ""), rows)
-
-
-def _type(schema: Mapping[str, Any]) -> str:
-    """A field's schema in a few words: its type, bounds and choices."""
-    if "anyOf" in schema or "oneOf" in schema:
-        kinds = [_type(one) for one in schema.get("anyOf") or schema["oneOf"]]
-        return " or ".join(["scalar", *kinds[4:]] if kinds[:4] == _SCALAR else kinds)
-    if held := schema.get("items") or schema.get("additionalProperties"):
-        return f"{'list of' if schema['type'] == 'array' else 'mapping to'} {_type(held)}"
-    if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
-    if "enum" in schema:
-        return ", ".join(f"`{one}`" for one in schema["enum"])
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    said = [f"{word} {schema[key]}" for key, word in bounds.items() if key in schema]
-    return " ".join([str(schema.get("type", "any")), *said])
 
 
 def _endpoints() -> Iterator[tuple[str, str, str]]:

@@ -11,6 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from service.schema_words import in_words
+
 __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False)
@@ -27,7 +29,6 @@ pre { background: #8882; padding: .6rem; overflow-x: auto; }
 """
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY = f"default-src 'none'; frame-ancestors 'none'; style-src 'sha256-{_HASH}'"
-_BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
 
 
 @router.get("/")
@@ -58,7 +59,7 @@ def _page(document: Mapping[str, Any]) -> Iterator[str]:
     for tag, lines in by_tag.items():
         yield f"<h2>{escape(tag.capitalize())}</h2>"
         yield from lines
-    yield "<h2>Documents and answers</h2>"
+    yield "<h2>Documents and answers</h2><p>A scalar is a number, a string, true or false.</p>"
     for name, schema in document["components"]["schemas"].items():
         yield from _schema(name, schema)
 
@@ -73,7 +74,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     if parameters:
         yield _table(
             (
-                f"<code>{escape(one['name'])}</code> ({one['in']})",
+                f"{_code(one['name'])} ({one['in']})",
                 _type(one["schema"]),
                 _inline(one.get("description", "")),
             )
@@ -93,7 +94,7 @@ def _contents(answer: Mapping[str, Any]) -> Iterator[str]:
     for media_type, content in answer.get("content", {}).items():
         schema = content.get("schema", {})
         is_of_a_model = any(key in schema for key in ("$ref", "anyOf"))
-        yield _type(schema) if is_of_a_model else f"<code>{escape(media_type)}</code>"
+        yield _type(schema) if is_of_a_model else _code(media_type)
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
@@ -105,32 +106,21 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
     required = schema.get("required", ())
     yield _table(
         (
-            f"<code>{escape(key)}</code>",
+            _code(key),
             _type(one),
             _inline(one.get("description", "")),
-            "required" if key in required else f"<code>{escape(json.dumps(one.get('default')))}</code>",
+            "required" if key in required else _code(json.dumps(one.get("default"))),
         )
         for key, one in schema["properties"].items()
     )
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """A schema in a few words: its type, bounds and choices."""
-    if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f'<a href="#{name}">{name}</a>'
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return " or ".join(_type(one) for one in schema[key])
-    if "enum" in schema or "const" in schema:
-        choices = schema.get("enum", [schema.get("const")])
-        return " or ".join(f"<code>{escape(json.dumps(one))}</code>" for one in choices)
-    if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
-    if isinstance(schema.get("additionalProperties"), Mapping):
-        return f"object of {_type(schema['additionalProperties'])}"
-    bounds = [f"{word} {schema[key]}" for key, word in _BOUNDS.items() if key in schema]
-    return escape(" ".join([str(schema.get("type", "anything")), *bounds]))
+    return in_words(schema, code=_code, named=lambda name: f'<a href="#{escape(name)}">{escape(name)}</a>')
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
 
 
 def _prose(text: str) -> str:
